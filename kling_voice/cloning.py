@@ -1,0 +1,291 @@
+"""One voice, from the request to the end of its task: slot, recording, create, wait.
+
+The slots, the recordings and the background waits of one client live here, shared by every
+``clone_voice`` and every batch of it.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from kling_voice import protocol
+from kling_voice.creating import Creation
+from kling_voice.errors import (
+    ClientClosedError,
+    ConcurrencyLimitError,
+    InvalidRequestError,
+    KlingError,
+    RateLimitError,
+    ResponseError,
+    TaskFailedError,
+    WaitTimeoutError,
+)
+from kling_voice.hosting import Hosting
+from kling_voice.models import Voice, VoiceRequest, VoiceTask
+from kling_voice.protocol import Call
+from kling_voice.slots import Slots
+from kling_voice.transport import Transport
+from kling_voice.waiting import OnUpdate, TaskWatcher
+
+log = logging.getLogger("kling_voice")
+
+_UPLOADS_AHEAD = 4  # recordings published before their create has its slot
+
+
+class Cloner:
+    """Clones voices for one client.
+
+    Args:
+        transport: Sends through this.
+        watcher: Waits through this.
+        hosting: Publishes recordings through this.
+        callback_url: What creates carry if their request names none.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        watcher: TaskWatcher,
+        hosting: Hosting,
+        *,
+        callback_url: str | None = None,
+    ) -> None:
+        self.slots = Slots()
+        self.hosting = hosting
+        self._transport = transport
+        self._watcher = watcher
+        self._callback_url = callback_url
+        self._uploads = asyncio.Semaphore(_UPLOADS_AHEAD)
+        self._background: set[asyncio.Task[None]] = set()
+        self.closed = False
+
+    # --- the pieces ---
+
+    def check(self, request: VoiceRequest, external_task_id: str) -> None:
+        """Refuse a request that cannot be sent, before anything is done for it.
+
+        Raises:
+            InvalidRequestError: An argument is one that the vendor would refuse.
+        """
+        self._call(request, external_task_id, None)
+
+    def _call(self, request: VoiceRequest, external_task_id: str, hosted: str | None) -> Call:
+        voice_url = request.voice_url
+        if request.voice_file is not None:
+            if voice_url is not None or request.video_id is not None:
+                raise InvalidRequestError(
+                    "Give exactly one of voice_url, video_id and voice_file, not several.",
+                    field="source",
+                )
+            voice_url = hosted or "https://checked.before.it.is.published.invalid/"
+        return protocol.create_call(
+            request.voice_name,
+            external_task_id=external_task_id,
+            voice_url=voice_url,
+            video_id=request.video_id,
+            callback_url=request.callback_url or self._callback_url,
+        )
+
+    async def create(self, request: VoiceRequest, external_task_id: str) -> VoiceTask:
+        """Create a task without a slot, within the client's ``RetryPolicy``.
+
+        Raises:
+            KlingError: The create failed; ``outcome`` tells what that means.
+        """
+        self.check(request, external_task_id)
+        hosted = await self._publish(request, external_task_id)
+        try:
+            return await self._creation(request, external_task_id, hosted).run()
+        except KlingError as error:
+            if error.outcome == "not_created":
+                await self.hosting.discard(external_task_id)
+            raise
+
+    async def _publish(self, request: VoiceRequest, external_task_id: str) -> str | None:
+        if request.voice_file is None:
+            return None
+        try:
+            return await self.hosting.publish(request.voice_file, external_task_id)
+        except KlingError as error:
+            error.external_task_id = external_task_id
+            error.outcome = "not_created"
+            raise
+
+    async def wait(
+        self, task: VoiceTask | str, *, timeout: float | None, on_update: OnUpdate | None
+    ) -> VoiceTask:
+        """Wait for a task's end, and discard the recording that this client published for it.
+
+        Raises:
+            KlingError: The wait failed, or ended before the task.
+        """
+        ended = await self._watcher.wait(task, timeout=timeout, on_update=on_update)
+        await self.hosting.discard(ended.external_task_id)
+        return ended
+
+    # --- all of it ---
+
+    async def clone(
+        self,
+        request: VoiceRequest,
+        external_task_id: str,
+        *,
+        timeout: float | None,
+        on_update: OnUpdate | None = None,
+        known: VoiceTask | None = None,
+        on_slot: Callable[[], None] = lambda: None,
+    ) -> VoiceTask:
+        """Create the task in a slot of the account and wait for its end.
+
+        Args:
+            request: What to clone; already checked.
+            external_task_id: Its idempotency key.
+            timeout: Seconds from the accepted create to the end; ``None`` for ever.
+            on_update: Told of each change of the task's status.
+            known: The task, if it exists already: nothing is created or published then.
+            on_slot: Called when the task has its slot.
+
+        Raises:
+            KlingError: The create or the wait failed.
+        """
+        if known is None:
+            task = await self._create_in_slot(request, external_task_id, on_slot)
+        elif known.is_done:
+            return known
+        else:
+            task = known
+            self.slots.hold()
+            on_slot()
+        # From here on a slot is held.
+        clock = asyncio.get_running_loop().time
+        accepted = clock()
+        passed_on = False
+        lived: float | None = None
+        try:
+            ended = await self.wait(task, timeout=timeout, on_update=on_update)
+            if not task.is_done:
+                lived = clock() - accepted
+        except WaitTimeoutError as error:
+            error.external_task_id = external_task_id
+            passed_on = True
+            self._hold_on(task, timeout)
+            raise
+        finally:
+            if not passed_on:
+                self.slots.release(lived)
+        return ended
+
+    async def _create_in_slot(
+        self, request: VoiceRequest, external_task_id: str, on_slot: Callable[[], None]
+    ) -> VoiceTask:
+        if request.voice_file is None:
+            creation = self._creation(request, external_task_id, None)
+            await self._acquire(creation)
+        else:
+            async with self._uploads:
+                hosted = await self._publish(request, external_task_id)
+                creation = self._creation(request, external_task_id, hosted)
+                await self._acquire(creation)
+        on_slot()
+        while True:
+            try:
+                task = await creation.run(again=_not_for_slots)
+            except ConcurrencyLimitError as error:
+                self.slots.refused(error.retry_after)
+            except RateLimitError as error:
+                self.slots.slow_down(error.retry_after)
+            except BaseException as error:
+                self.slots.release()
+                if isinstance(error, KlingError) and error.outcome == "not_created":
+                    await self.hosting.discard(external_task_id)
+                raise
+            else:
+                if not creation.adopted:
+                    self.slots.accepted()
+                return task
+            await self._acquire(creation, first=True)
+
+    async def _acquire(self, creation: Creation, *, first: bool = False) -> None:
+        try:
+            await self.slots.acquire(first=first)
+        except ClientClosedError as error:
+            creation.mark(error)
+            raise
+
+    def _creation(
+        self, request: VoiceRequest, external_task_id: str, hosted: str | None
+    ) -> Creation:
+        return Creation(
+            self._transport,
+            self._call(request, external_task_id, hosted),
+            external_task_id=external_task_id,
+            voice_name=request.voice_name,
+        )
+
+    def _hold_on(self, task: VoiceTask, timeout: float | None) -> None:
+        """Keep a slot for a task that outlasts its wait, at most for one further timeout."""
+
+        async def outlast() -> None:
+            lived = None
+            started = asyncio.get_running_loop().time()
+            try:
+                await self.wait(task, timeout=timeout, on_update=None)
+                lived = asyncio.get_running_loop().time() - started + (timeout or 0)
+            except KlingError as error:
+                log.debug("Task %s is no longer watched: %s", task.task_id, error)
+            finally:
+                self.slots.release(lived)
+
+        self.start(outlast())
+
+    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run something that ends, at the latest, with the client."""
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
+
+    async def close(self) -> None:
+        """End everything that runs in the background."""
+        self.closed = True
+        self.slots.close()
+        running = [task for task in self._background if task is not asyncio.current_task()]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+def _not_for_slots(error: BaseException) -> bool:
+    """Tell whether a create's failure is to be tried again with its slot still held."""
+    return protocol.is_transient(error) and not isinstance(
+        error, ConcurrencyLimitError | RateLimitError
+    )
+
+
+def voice_of(task: VoiceTask) -> Voice:
+    """Give the voice of an ended task.
+
+    Raises:
+        TaskFailedError: The task failed.
+        ResponseError: The vendor says that it succeeded, and shows no voice.
+    """
+    if task.failed:
+        raise failure_of(task)
+    if task.voice is None:
+        raise ResponseError(
+            f"task {task.task_id} succeeded, but no voice is shown; query it again", http_status=200
+        )
+    return task.voice
+
+
+def failure_of(task: VoiceTask) -> TaskFailedError:
+    """Give the error that tells of a failed task."""
+    error = TaskFailedError(
+        f"Task {task.task_id} failed: {task.task_status_msg or 'the vendor gives no reason'}."
+        " Nothing is deducted for a failed task; mend the cause and create it under a new"
+        " external_task_id.",
+        task=task,
+    )
+    error.external_task_id = task.external_task_id
+    return error

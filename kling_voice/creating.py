@@ -1,0 +1,177 @@
+"""One create, exactly once: the external task id, made before the first byte, is the key.
+
+After a failure that leaves the outcome open, the task is looked up by that id; what is sent again
+bears the same id, so that the vendor refuses a second task. A refusal as a duplicate means that
+the task exists: it is fetched and given, whichever call or process created it.
+Source: the vendor refuses a second ``external_task_id`` with HTTP 400, code 1201, "already exist",
+and a refused create costs nothing (observed September 2026).
+"""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Callable
+
+from kling_voice import protocol
+from kling_voice.errors import (
+    ApiError,
+    BadRequestError,
+    KlingError,
+    NotFoundError,
+    ResponseError,
+)
+from kling_voice.models import VoiceTask
+from kling_voice.protocol import Call
+from kling_voice.transport import Transport
+
+log = logging.getLogger("kling_voice")
+
+
+def new_external_task_id() -> str:
+    """Make a random external task id: short, and safe in a URL's path."""
+    return f"kv-{uuid.uuid4().hex}"
+
+
+class Creation:
+    """One create that is under way; its :meth:`run` may be called again after a failure.
+
+    Attributes:
+        external_task_id: Its idempotency key.
+        doubtful: Whether an attempt ended without telling if the vendor acted on it.
+        adopted: Whether the task existed before: this creation's own create was refused.
+    """
+
+    def __init__(
+        self, transport: Transport, call: Call, *, external_task_id: str, voice_name: str
+    ) -> None:
+        self.external_task_id = external_task_id
+        self.doubtful = False
+        self.adopted = False
+        self._transport = transport
+        self._call = call
+        self._voice_name = voice_name
+        self._started = 0.0
+
+    async def run(self, *, again: Callable[[BaseException], bool] | None = None) -> VoiceTask:
+        """Create the task, or find the one that bears its external id.
+
+        Args:
+            again: Which failures to try again within the client's ``RetryPolicy``; by default all
+                that may pass.
+
+        Raises:
+            KlingError: The last failure, with ``external_task_id`` and ``outcome``.
+        """
+        try:
+            return await self._run(again or protocol.is_transient)
+        except KlingError as error:
+            self.mark(error)
+            raise
+        except asyncio.CancelledError:
+            if self.doubtful:
+                log.warning(
+                    "A create was cancelled in flight; the voice may have been created:"
+                    " create it again with external_task_id=%r to get it",
+                    self.external_task_id,
+                )
+            raise
+
+    def mark(self, error: KlingError) -> None:
+        """Write into an error what it means for the voice and the money."""
+        error.external_task_id = self.external_task_id
+        error.outcome = "unknown" if self.doubtful else "not_created"
+
+    async def _run(self, again: Callable[[BaseException], bool]) -> VoiceTask:
+        self._started = time.monotonic()
+        try:
+            return await self._transport.persist(
+                self._attempt, again, what=str(self._call), started=self._started
+            )
+        except KlingError as error:
+            if self.doubtful and protocol.is_transient(error):
+                task = await self._find(None)  # the last word: it may be there all the same
+                if task is not None:
+                    return task
+            raise
+
+    async def _attempt(self, number: int, timeout: float | None) -> VoiceTask:
+        self._transport.check_open()
+        if self.doubtful:
+            if (task := await self._find(timeout)) is not None:
+                return task
+            if timeout is not None:
+                timeout = self._transport.time_left(self._started)
+        try:
+            envelope = await self._transport.send(self._call, timeout=timeout, number=number)
+            return protocol.read_task(envelope)
+        except KlingError as error:
+            if not protocol.is_duplicate(error):
+                self.doubtful = self.doubtful or not protocol.certainly_not_processed(error)
+                raise
+            refusal = error
+        except asyncio.CancelledError:
+            self.doubtful = True
+            raise
+        return await self._adopt(refusal)
+
+    async def _find(self, timeout: float | None) -> VoiceTask | None:
+        """Look the task up by its external id; ``None`` if that tells nothing for now.
+
+        Raises:
+            KlingError: It cannot be looked up, or the id is taken by another voice.
+        """
+        try:
+            envelope = await self._transport.send(
+                protocol.get_call(self.external_task_id), timeout=timeout
+            )
+            return self._ours(protocol.read_task(envelope))
+        except KlingError as error:
+            if isinstance(error, NotFoundError) or protocol.is_transient(error):
+                return None
+            raise
+
+    async def _adopt(self, refusal: KlingError) -> VoiceTask:
+        """Fetch the task that holds the external id; reads may lag behind the create.
+
+        Raises:
+            BadRequestError: What holds the id is no custom voice, or one of another name.
+        """
+        self.adopted = self.adopted or not self.doubtful
+        try:
+            envelope = await self._transport.call(
+                protocol.get_call(self.external_task_id),
+                again=lambda error: (
+                    isinstance(error, NotFoundError) or protocol.is_transient(error)
+                ),
+                started=self._started,
+            )
+        except NotFoundError:
+            raise self._taken("something that is not a custom voice", refusal) from None
+        except KlingError:
+            self.doubtful = True  # the task exists, and what it is could not be learned
+            raise
+        try:
+            task = protocol.read_task(envelope)
+        except ResponseError:
+            raise self._taken("something that is not a custom voice", refusal) from None
+        return self._ours(task)
+
+    def _ours(self, task: VoiceTask) -> VoiceTask:
+        if protocol.fits(task, self.external_task_id, self._voice_name):
+            return task
+        if task.external_task_id != self.external_task_id:
+            raise self._taken("another task", None)
+        self.doubtful = False  # ids are unique: what holds this one is all that was created
+        raise self._taken("a task with another voice_name", None)
+
+    def _taken(self, holder: str, refusal: KlingError | None) -> BadRequestError:
+        told = refusal if isinstance(refusal, ApiError) else None
+        return BadRequestError(
+            f"external_task_id {self.external_task_id!r} is taken by {holder}",
+            code=1201,
+            http_status=400,
+            request_id=told.request_id if told else None,
+            # Another id could bill twice as long as it is open what became of this one.
+            hint="" if self.doubtful else "Use another external_task_id.",
+        )

@@ -1,0 +1,64 @@
+"""A local recording's stay at the sample host: published for a create, discarded at its end."""
+
+import asyncio
+import logging
+import os
+from pathlib import Path
+
+from kling_voice.errors import ConfigurationError, KlingError, SampleError
+from kling_voice.samples import SampleHost, inspect_sample
+
+log = logging.getLogger("kling_voice")
+
+
+class Hosting:
+    """The recordings that one client has published and not yet discarded.
+
+    Args:
+        host: Where recordings are published; ``None`` if the client was given no host.
+    """
+
+    def __init__(self, host: SampleHost | None) -> None:
+        self._host = host
+        self._urls: dict[str, str] = {}  # by external task id
+
+    async def publish(self, path: str | os.PathLike[str], external_task_id: str) -> str:
+        """Check a recording, publish it, and give its URL.
+
+        Raises:
+            ConfigurationError: The client has no sample host.
+            SampleError: The vendor would refuse the file, or the host failed.
+        """
+        if self._host is None:
+            raise ConfigurationError(
+                "voice_file needs a sample host, since the vendor takes URLs only: give the client"
+                " sample_host=ObjectStoreHost('s3://bucket/prefix') or a host of your own."
+            )
+        await asyncio.to_thread(inspect_sample, path)
+        try:
+            url = await self._host.publish(Path(path), external_task_id)
+        except KlingError:
+            raise
+        except Exception as error:
+            raise SampleError(
+                f"{os.fspath(path)}: the sample host failed: {type(error).__name__}."
+            ) from error
+        self._urls[external_task_id] = url
+        return url
+
+    async def discard(self, external_task_id: str | None) -> None:
+        """Discard the recording of a task that has ended; a failure is logged, not raised."""
+        if self._host is None or external_task_id is None:
+            return
+        url = self._urls.pop(external_task_id, None)
+        if url is None:
+            return
+        try:
+            await self._host.discard(url)
+        except Exception as error:
+            log.warning(
+                "The recording of %s could not be discarded (%s): remove it by hand, or let the"
+                " host's expiry rule do so",
+                external_task_id,
+                type(error).__name__,
+            )

@@ -1,0 +1,29 @@
+"""What must not be read over a shoulder: signed URLs, tokens and keys, masked in texts."""
+
+import re
+
+_URL = re.compile(  # the slashes of JSON may be escaped
+    r"(https?:(?:\\?/){2})([^\s\"'<>?#/@]*@)?([^\s\"'<>?#]*)([?#][^\s\"'<>]*)?", re.IGNORECASE
+)
+_JWT = re.compile(r"eyJ[\w-]+\.[\w-]+(\.[\w-]*)?")
+
+
+def _mask(match: re.Match[str]) -> str:
+    scheme, userinfo, place, query = match.groups()
+    return f"{scheme}{'***@' if userinfo else ''}{place}{'?***' if query else ''}"
+
+
+def redact(text: str, *secrets: str) -> str:
+    """Give *text* without the query of any URL in it, without tokens and without the *secrets*."""
+    for secret in secrets:
+        if secret:
+            text = text.replace(secret, "***")
+    return _JWT.sub("***", _URL.sub(_mask, text))
+
+
+def mask_url(url: object) -> str:
+    """Give the repr of a URL without its query, where signatures live; whatever is in it."""
+    if not isinstance(url, str):
+        return redact(repr(url))
+    place = re.split("[?#]", url, maxsplit=1)[0]
+    return repr(redact(place) + ("?***" if place != url else ""))
