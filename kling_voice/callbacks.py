@@ -226,11 +226,11 @@ class CallbackReceiver:
 
         ::
 
-            Starlette(routes=[Route("/kling", receiver.asgi_app)])
-            fastapi.router.routes.append(Route("/kling", receiver.asgi_app))
+            app.add_route("/kling", receiver.asgi_app)  # FastAPI, Starlette
 
-        It can be mounted (then ``public_url`` must end with a slash, since a router redirects what
-        has none, and the vendor does not follow), and run alone: ``uvicorn module:callbacks``.
+        It answers at any path that it is put at, and may run alone: ``uvicorn module:variable``.
+        Where it is mounted instead, with ``app.mount("/kling", ...)``, ``public_url`` must end
+        with a slash: routers redirect what lacks it, and that is not to be relied on in webhooks.
         """
         return self._asgi_app
 

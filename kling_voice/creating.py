@@ -147,14 +147,14 @@ class Creation:
                 started=self._started,
             )
         except NotFoundError:
-            raise self._taken("something that is not a custom voice", refusal) from None
+            raise self._taken("what cannot be read as a custom voice", refusal) from None
         except KlingError:
             self.doubtful = True  # the task exists, and what it is could not be learned
             raise
         try:
             task = protocol.read_task(envelope)
         except ResponseError:
-            raise self._taken("something that is not a custom voice", refusal) from None
+            raise self._taken("what cannot be read as a custom voice", refusal) from None
         return self._ours(task)
 
     def _ours(self, task: VoiceTask) -> VoiceTask:
@@ -172,6 +172,6 @@ class Creation:
             code=1201,
             http_status=400,
             request_id=told.request_id if told else None,
-            # Another id could bill twice as long as it is open what became of this one.
-            hint="" if self.doubtful else "Use another external_task_id.",
+            # As long as it is open what became of this id, another one could bill twice.
+            hint="Reads may lag behind." if self.doubtful else "Use another external_task_id.",
         )

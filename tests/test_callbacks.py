@@ -2,7 +2,10 @@
 
 import asyncio
 import base64
+import gzip
+import inspect
 import json
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableMapping
@@ -30,7 +33,7 @@ from kling_voice import (
 )
 from kling_voice import callbacks as callbacks_module
 from kling_voice.callbacks import KEPT, REMEMBERED
-from kling_voice.emulator import Emulator, running
+from kling_voice.emulator import Emulator
 from kling_voice.webhooks import BODY_CAP
 
 SECRET = "whsec_dGVzdHNlY3JldHRlc3RzZWNyZXR0ZXN0c2VjcmV0MTI="
@@ -563,9 +566,11 @@ class TestFuzz:
         body = encode(document)
         receiver = CallbackReceiver(SECRET)
         try:
-            task = receiver.parse(body, signed(body))
+            task, reason = receiver.parse(body, signed(body)), None
         except CallbackError as error:
-            assert error.reason == "unreadable"
+            task, reason = None, error.reason
+        if task is None:
+            assert reason == "unreadable"
         else:
             assert type(task.task_id) is str
             assert task.task_id
@@ -576,18 +581,13 @@ class TestFuzz:
     def test_unproven_documents(self, body: bytes) -> None:
         """Without a secret, a callback prompts by sane ids or is unreadable, and nothing else."""
 
-        async def check() -> None:
-            receiver, listener = CallbackReceiver(), Listener()
-            receiver.attach(listener)
-            try:
-                await receiver.receive(body, {})
-            except CallbackError as error:
-                assert error.reason == "unreadable"
-                assert not listener.prompted
-            else:
-                assert listener.prompted
-
-        asyncio.run(check())
+        receiver, listener, reason = CallbackReceiver(), Listener(), None
+        receiver.attach(listener)
+        try:
+            asyncio.run(receiver.receive(body, {}))
+        except CallbackError as error:
+            reason = error.reason
+        assert reason == (None if listener.prompted else "unreadable")
 
 
 class TestDelivery:
@@ -620,7 +620,7 @@ class TestDelivery:
     async def test_forgery_does_not_take_an_id(
         self, receiver: CallbackReceiver, listener: Listener
     ) -> None:
-        """An id is remembered only after it was verified: a forgery cannot keep the real one out."""
+        """An id is remembered only once it is verified: a forgery cannot shut the real one out."""
         body = state("failed")
         forged = signed(body, webhook_id="msg_1", secret=OTHER_SECRET)
         with pytest.raises(CallbackError):
@@ -730,6 +730,7 @@ class TestDelivery:
         self, receiver: CallbackReceiver, listener: Listener
     ) -> None:
         """A callback received elsewhere is delivered in the client's own loop."""
+        receiver.attach(listener)
         await asyncio.to_thread(lambda: asyncio.run(receive(receiver, state("failed"))))
         await asyncio.sleep(0)
         assert listener.statuses == ["failed"]
@@ -848,14 +849,18 @@ class TestWithoutASecret:
 
 @asynccontextmanager
 async def serving(
-    receiver: CallbackReceiver, *, middlewares: Any = (), client_max_size: int = 1024**2
+    receiver: CallbackReceiver,
+    *,
+    port: int = 0,
+    middlewares: Any = (),
+    client_max_size: int = 1024**2,
 ) -> AsyncIterator[str]:
     """Serve a receiver with aiohttp; gives its URL."""
     app = web.Application(middlewares=middlewares, client_max_size=client_max_size)
     app.router.add_route("*", "/kling", receiver.aiohttp_handler)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, "127.0.0.1", port)
     try:
         await site.start()
         host, port = runner.addresses[0][:2]
@@ -909,8 +914,6 @@ class TestAiohttpHandler:
 
     async def test_packed_body(self, receiver: CallbackReceiver) -> None:
         """A body that unpacks beyond the cap is too large; a broken packing is unreadable."""
-        import gzip
-
         headers = {"Content-Encoding": "gzip"}
         body = encode(LEGACY)
         async with serving(receiver) as url:
@@ -1031,18 +1034,17 @@ class TestAsgiApp:
         assert len(server.incoming) == 100 - BODY_CAP // 65536 - 1
 
     async def test_client_that_leaves(self, receiver: CallbackReceiver, listener: Listener) -> None:
-        """A client that leaves amid its body gets no answer, and one that leaves after it is fine."""
+        """A client that leaves amid its body gets no answer; one that leaves after it is fine."""
         body = encode(LEGACY)
         server = AsgiServer(part(body, more=True), {"type": "http.disconnect"})
         assert await server.run(receiver, signed(body)) is None
         assert not listener.delivered
 
-        async def gone(_: Message) -> None:
-            raise BrokenPipeError
+        class Gone(AsgiServer):
+            async def send(self, message: Message) -> None:
+                raise BrokenPipeError
 
-        server = AsgiServer(part(body))
-        server.send = gone  # type: ignore[method-assign]
-        assert await server.run(receiver, signed(body)) is None
+        assert await Gone(part(body)).run(receiver, signed(body)) is None
         assert listener.statuses == ["succeed"]
 
     async def test_lifespan(self, receiver: CallbackReceiver) -> None:
@@ -1063,9 +1065,220 @@ class TestAsgiApp:
             await AsgiServer().run(receiver, type="telnet")
 
     def test_servers_take_it_for_asgi3(self, receiver: CallbackReceiver) -> None:
-        """It is an object with a coroutine function, by which servers tell an ASGI 3 application."""
-        import inspect
-
+        """It is an object with a coroutine function: so servers tell an ASGI 3 application."""
         assert not inspect.isroutine(receiver.asgi_app)
         assert inspect.iscoroutinefunction(receiver.asgi_app.__call__)
         assert receiver.asgi_app is receiver.asgi_app
+
+
+SLOW = PollingPolicy(initial=20.0, multiplier=1.0, maximum=20.0, jitter=0.0)
+BRISK = PollingPolicy(initial=0.02, multiplier=1.0, maximum=0.02, jitter=0.0)
+
+
+class Stage:
+    """An emulator, a client that polls every 20 s, and the receiver between them."""
+
+    def __init__(
+        self, emulator: Emulator, receiver: CallbackReceiver, kling: KlingVoiceClient
+    ) -> None:
+        self.emulator = emulator
+        self.receiver = receiver
+        self.kling = kling
+
+    async def create(self) -> VoiceTask:
+        return await self.kling.create_voice("Ada", voice_url="https://example.com/ada.mp3")
+
+    @property
+    def reads(self) -> int:
+        """How many GETs the emulator has seen."""
+        return sum(n for call, n in self.emulator.requests.items() if call.startswith("GET"))
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        for _ in range(1000):
+            if condition():
+                return
+            await asyncio.sleep(0.005)
+        raise TimeoutError
+
+
+@asynccontextmanager
+async def staged(
+    *, secret: str | None = SECRET, polling: PollingPolicy = SLOW, **options: Any
+) -> AsyncIterator[Stage]:
+    with socket.socket() as free:  # the receiver's URL has to be known before it is served
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    receiver = CallbackReceiver(secret, public_url=f"http://127.0.0.1:{port}/kling")
+    options = {"task_seconds": 0.1, "webhook_secret": secret, **options}
+    async with (
+        serving(receiver, port=port),
+        Emulator(**options) as emulator,
+        KlingVoiceClient(
+            emulator.credentials, base_url=emulator.base_url, polling=polling, callbacks=receiver
+        ) as kling,
+    ):
+        yield Stage(emulator, receiver, kling)
+
+
+class TestEndToEnd:
+    """The emulator's callbacks end the waits of a client that polls every 20 s."""
+
+    @pytest.mark.parametrize("shape", ["legacy", "new"])
+    async def test_wait_ends_by_callback(self, shape: str) -> None:
+        """The callback alone ends the wait, with the voice and without a single query."""
+        async with staged(callback_shape=shape) as stage, asyncio.timeout(5):
+            seen: list[str] = []
+            task = await stage.kling.wait_for_task(
+                await stage.create(), on_update=lambda task: seen.append(str(task.task_status))
+            )
+            assert task.voice is not None
+            assert task.voice.voice_id == stage.emulator.tasks[0].voice_id
+            assert seen == ["processing", "succeed"]
+            assert stage.reads == 0
+
+    @pytest.mark.parametrize("shape", ["legacy", "new"])
+    async def test_failure_ends_the_wait(self, shape: str) -> None:
+        """So does the callback of a failure, with the vendor's reason."""
+        async with (
+            staged(callback_shape=shape, fail_when=lambda body: "noisy") as stage,
+            asyncio.timeout(5),
+        ):
+            task = await stage.kling.wait_for_task(await stage.create(), raise_on_failure=False)
+            assert task.task_status_msg == "noisy"
+            assert stage.reads == 0
+
+    async def test_wait_by_external_id(self) -> None:
+        """A wait by the external id is ended by the same callback."""
+        async with staged() as stage, asyncio.timeout(5):
+            task = await stage.create()
+            waited = await stage.kling.wait_for_task(task.external_task_id or "")
+            assert waited.task_id == task.task_id
+
+    async def test_callback_before_the_wait(self) -> None:
+        """A wait that begins after the callback ends at once, by either id."""
+        async with staged() as stage, asyncio.timeout(5):
+            task = await stage.create()
+            await stage.until(
+                lambda: (kept := stage.receiver.kept(task.task_id)) is not None and kept.is_done
+            )
+            for waited in (task, task.task_id, task.external_task_id or ""):
+                assert (await stage.kling.wait_for_task(waited)).voice is not None
+            assert stage.reads == 0
+
+    @pytest.mark.parametrize("shape", ["legacy", "new"])
+    async def test_repeated_and_late_callbacks(self, shape: str) -> None:
+        """Callbacks that repeat and overtake each other end every wait once, never backwards."""
+        async with (
+            staged(callback_shape=shape, callback_repeat=0.5, callback_reorder=0.5) as stage,
+            asyncio.timeout(10),
+        ):
+            told: dict[str, list[str]] = {}
+            tasks = await asyncio.gather(*(stage.create() for _ in range(20)))
+            ended = await asyncio.gather(
+                *(
+                    stage.kling.wait_for_task(
+                        task,
+                        on_update=lambda task: told.setdefault(task.task_id, []).append(
+                            str(task.task_status)
+                        ),
+                    )
+                    for task in tasks
+                )
+            )
+            assert all(task.voice for task in ended)
+            assert all(words in (["processing", "succeed"], ["succeed"]) for words in told.values())
+            assert stage.emulator.callbacks["reordered"] > 0
+            await stage.until(lambda: stage.emulator.callbacks["delivered"] >= 60)
+            assert stage.emulator.callbacks["failed"] == 0
+
+    async def test_lost_callbacks(self) -> None:
+        """Polling is the net underneath when every callback is lost."""
+        async with staged(callback_drop=1.0, polling=BRISK) as stage, asyncio.timeout(5):
+            assert (await stage.kling.wait_for_task(await stage.create())).voice is not None
+            assert stage.reads > 0
+
+    async def test_batch_and_clone(self) -> None:
+        """Cloning ends by callbacks, too."""
+        async with staged() as stage, asyncio.timeout(5):
+            voice = await stage.kling.clone_voice("Ada", voice_url="https://example.com/a.mp3")
+            assert voice.voice_id == stage.emulator.tasks[0].voice_id
+
+    async def test_unsigned_prompts_a_query(self) -> None:
+        """Without a secret the wait ends soon after the callback, by what a query answered."""
+        async with staged(secret=None) as stage, asyncio.timeout(5):
+            task = await stage.kling.wait_for_task(await stage.create())
+            assert task.voice is not None
+            assert task.final_unit_deduction is not None
+            assert 1 <= stage.reads <= 4
+
+    async def test_unsigned_lies_and_floods(self) -> None:
+        """Thousands of unproven callbacks end no wait and are a few queries; none for others."""
+        async with staged(secret=None, task_seconds=60.0) as stage:
+            task = await stage.create()
+            wait = asyncio.create_task(stage.kling.wait_for_task(task, timeout=15.0))
+            lie = state("succeed", task.task_id, task_result=LEGACY["task_result"])
+            unknown = [state("succeed", f"task-{number}") for number in range(1000)]
+            started = time.monotonic()
+            for body in unknown:
+                await stage.receiver.receive(body, {})
+            for _ in range(2000):
+                await stage.receiver.receive(lie, {})
+                await asyncio.sleep(0)
+            elapsed = time.monotonic() - started
+            await asyncio.sleep(0.1)
+            assert not wait.done()
+            assert 1 <= stage.reads <= 2 + elapsed / 0.5
+            wait.cancel()
+            await asyncio.gather(wait, return_exceptions=True)
+
+    async def test_forgeries_do_nothing(self) -> None:
+        """With a secret, a forgery does not even prompt."""
+        async with staged(task_seconds=60.0) as stage:
+            task = await stage.create()
+            wait = asyncio.create_task(stage.kling.wait_for_task(task, timeout=15.0))
+            await asyncio.sleep(0.02)
+            lie = state("succeed", task.task_id, task_result=LEGACY["task_result"])
+            url = stage.receiver.public_url or ""
+            assert await post(url, lie, signed(lie, secret=OTHER_SECRET)) == 401
+            assert await post(url, lie) == 401
+            await asyncio.sleep(0.02)
+            assert not wait.done()
+            assert stage.reads == 0
+            wait.cancel()
+            await asyncio.gather(wait, return_exceptions=True)
+
+    async def test_unknown_tasks_are_acknowledged(self) -> None:
+        """A callback of a task that nobody knows is answered with 200."""
+        body = encode({"id": "elsewhere", "status": "processing", "outputs": []})
+        async with staged() as stage:
+            assert await post(stage.receiver.public_url or "", body, signed(body)) == 200
+
+    async def test_receiver_on_another_thread(self) -> None:
+        """A web framework in another thread ends the wait, too."""
+        async with staged(callback_drop=1.0) as stage, asyncio.timeout(5):
+            task = await stage.create()
+            wait = asyncio.create_task(stage.kling.wait_for_task(task))
+            await asyncio.sleep(0.02)
+            body = state("succeed", task.task_id, task_result=LEGACY["task_result"])
+            await asyncio.to_thread(lambda: asyncio.run(receive(stage.receiver, body)))
+            assert (await wait).voice is not None
+            assert stage.reads == 0
+
+    async def test_own_callback_url_wins(self, receiver: CallbackReceiver) -> None:
+        """A create's own callback_url goes before the receiver's."""
+        async with staged() as stage, serving(receiver) as url, asyncio.timeout(5):
+            task = await stage.kling.create_voice(
+                "Ada", voice_url="https://example.com/ada.mp3", callback_url=url
+            )
+            await stage.until(lambda: receiver.kept(task.task_id) is not None)
+            assert stage.receiver.kept(task.task_id) is None
+
+    async def test_closed_client_is_detached(self) -> None:
+        """After close() the receiver no longer holds the client, and still takes callbacks in."""
+        async with staged() as stage:
+            task = await stage.create()
+            await stage.kling.close()
+            assert not stage.receiver._watchers
+            await stage.until(
+                lambda: (kept := stage.receiver.kept(task.task_id)) is not None and kept.is_done
+            )

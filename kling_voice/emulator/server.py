@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import logging
 import os
 import secrets
@@ -20,7 +19,6 @@ from typing import Any, Self
 from urllib.parse import unquote
 
 import aiohttp
-import jwt
 from aiohttp import web
 from attrs import evolve, field, frozen
 
@@ -38,6 +36,7 @@ from kling_voice.emulator.media import (
     require_tinytag,
 )
 from kling_voice.emulator.shapes import OFFICIAL_VOICES, Shapes, to_json
+from kling_voice.emulator.tokens import authenticate
 from kling_voice.emulator.validation import read_create, read_delete, read_object, read_paging
 
 __all__ = ["Emulator"]
@@ -195,7 +194,7 @@ class Emulator:
         self._fetching = asyncio.Semaphore(_FETCHES)
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", self._handle)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.05)
         await self._runner.setup()
         site = web.TCPSite(self._runner, self._host, self._port, backlog=1024)
         try:
@@ -347,7 +346,8 @@ class Emulator:
     async def _process(self, request: web.Request, call: str | None, argument: str) -> _Answer:
         """Do what is asked; whatever goes wrong is an envelope."""
         try:
-            self._authenticate(request)
+            given = request.headers.getall("Authorization", [])
+            authenticate(given, self.credentials, self.api_key, self._clock.wall())
             if call == "create":
                 data = self._create(await _body(request))
             elif call == "get":
@@ -367,53 +367,11 @@ class Emulator:
             return self._refuse(BusinessError(5000))
         return _success(data)
 
-    def _authenticate(self, request: web.Request) -> None:
-        given = request.headers.getall("Authorization", [])
-        if not any(value.strip() for value in given):
-            raise BusinessError(1001)
-        scheme, _, token = given[0].strip().partition(" ")
-        if len(given) > 1 or scheme.lower() != "bearer" or not token or not token.isascii():
-            raise BusinessError(1002)
-        token = token.strip()
-        if hmac.compare_digest(token, self.api_key):
-            return
-        if token.count(".") != 2:
-            raise BusinessError(1000, "The API key is unknown")
-        not_before, expires = self._read_token(token)
-        now = self._clock.wall()
-        if not_before > now:
-            raise BusinessError(1003)
-        if expires <= now:
-            raise BusinessError(1004)
-
-    def _read_token(self, token: str) -> tuple[float, float]:
-        """The times of a token that we signed for; anything else is refused with 1002."""
-        try:
-            claims = jwt.decode(
-                token,
-                self.credentials.secret_key,
-                algorithms=["HS256"],
-                options={
-                    "require": ["iss", "exp", "nbf"],
-                    "verify_exp": False,
-                    "verify_nbf": False,
-                    "verify_iat": False,
-                    "verify_aud": False,
-                },
-            )
-        except jwt.PyJWTError:
-            raise BusinessError(1002) from None
-        issuer, times = claims["iss"], (claims["nbf"], claims["exp"])
-        known = isinstance(issuer, str) and hmac.compare_digest(
-            issuer.encode(), self.credentials.access_key.encode()
-        )
-        if not known or not all(type(moment) in (int, float) for moment in times):
-            raise BusinessError(1002)
-        return times
-
     # The five calls
 
     def _create(self, raw: bytes) -> bytes:
+        if self._closing.is_set():
+            raise BusinessError(5001)  # what would come of the task is looked after no more
         sent = read_object(raw)
         body = read_create(sent)
         failure = self.fail_when(sent) if self.fail_when is not None else None

@@ -1,6 +1,8 @@
 """Who may call: both kinds of tokens, and the codes 1000 to 1004."""
 
+import hmac
 import time
+from base64 import urlsafe_b64encode
 
 import pytest
 
@@ -40,7 +42,9 @@ async def test_an_unknown_api_key_is_1000() -> None:
         assert reply.verdict == (401, 1000)
 
 
-@pytest.mark.parametrize("authorization", ["Basic eDp5", "Bearer", "Bearer a.b.c", "Bearer \xfc"])
+@pytest.mark.parametrize(
+    "authorization", ["Basic eDp5", "Bearer", "Bearer a.b.c", "Bearer a.b.!", "Bearer \xfc"]
+)
 async def test_a_malformed_authorization_is_1002(authorization: str) -> None:
     """Another scheme, no token, and a token that is no JWT are invalid."""
     async with serving() as api:
@@ -60,6 +64,7 @@ async def test_a_malformed_authorization_is_1002(authorization: str) -> None:
         {"exp": "tomorrow"},
         {"nbf": True},
         {"iss": 7},
+        {"iss": "\ud800"},
     ],
 )
 async def test_a_token_we_did_not_agree_on_is_1002(wrong: dict[str, object]) -> None:
@@ -76,6 +81,50 @@ async def test_the_right_key_with_another_algorithm_is_1002() -> None:
     async with serving(credentials=AccessKey("me", "k" * 64)) as api:
         reply = await api.call("GET", VOICES, authorization=token(api.emu, alg="HS512"))
         assert reply.verdict == (401, 1002)
+
+
+@pytest.mark.parametrize(
+    ("header", "claims"),
+    [
+        ("{}", "{}"),
+        ('{"alg": "none"}', "{}"),
+        ("[]", "{}"),
+        ("{", "{}"),
+        ('{"alg": "HS256"}', "[]"),
+        ('{"alg": "HS256"}', "7" * 5000),
+        ('{"alg": "HS256"}', "[" * 3000),
+        ('{"alg": "HS256"}', "\xff"),
+    ],
+)
+async def test_a_well_signed_oddity_is_1002(header: str, claims: str) -> None:
+    """Even under a good signature, what is no token of ours is invalid."""
+    async with serving() as api:
+        parts = [urlsafe_b64encode(part.encode("latin-1")) for part in (header, claims)]
+        signed = b".".join(part.rstrip(b"=") for part in parts)
+        digest = hmac.digest(api.emu.credentials.secret_key.encode(), signed, "sha256")
+        sent = b".".join([signed, urlsafe_b64encode(digest).rstrip(b"=")]).decode()
+        reply = await api.call("GET", VOICES, authorization=f"Bearer {sent}")
+        assert reply.verdict == (401, 1002)
+
+
+async def test_an_odd_time_is_no_free_pass() -> None:
+    """A time that is no number at all never holds."""
+    async with serving() as api:
+        reply = await api.call("GET", VOICES, authorization=token(api.emu, exp=float("nan")))
+        assert reply.verdict == (401, 1004)
+        reply = await api.call("GET", VOICES, authorization=token(api.emu, nbf=float("nan")))
+        assert reply.verdict == (401, 1003)
+
+
+async def test_a_short_secret_is_no_obstacle() -> None:
+    """Keys that a test makes up may be short."""
+    async with serving(credentials=AccessKey("ak", "sk")) as api:
+        signed = b"eyJhbGciOiJIUzI1NiJ9." + urlsafe_b64encode(
+            b'{"iss": "ak", "nbf": 0, "exp": 99999999999}'
+        ).rstrip(b"=")
+        digest = urlsafe_b64encode(hmac.digest(b"sk", signed, "sha256")).rstrip(b"=")
+        authorization = f"Bearer {(signed + b'.' + digest).decode()}"
+        assert (await api.call("GET", VOICES, authorization=authorization)).verdict == (200, 0)
 
 
 async def test_a_token_of_the_future_is_1003() -> None:

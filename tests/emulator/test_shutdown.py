@@ -38,6 +38,27 @@ async def test_closing_leaves_nothing_behind() -> None:
     assert asyncio.all_tasks() == before
 
 
+async def test_a_create_that_comes_while_closing_is_5001() -> None:
+    """A request whose body arrives too late is told so, and makes nothing."""
+    async with serving() as api:
+        emu = api.emu
+        host, _, port = emu.base_url.removeprefix("http://").partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        body = b'{"voice_name": "Ada", "video_id": "1"}'
+        key = f"Authorization: Bearer {emu.api_key}"
+        head = f"POST {VOICES} HTTP/1.1\r\nHost: x\r\n{key}\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write(head.encode())
+        await until(lambda: emu.requests.total() == 1)
+        closing = asyncio.create_task(emu.__aexit__(None, None, None))
+        await asyncio.sleep(0)
+        writer.write(body)
+        assert b'"code":5001' in await reader.read()
+        await closing
+        assert emu.created == 0
+        writer.close()
+        await emu.__aenter__()
+
+
 async def test_an_emulator_may_be_opened_again() -> None:
     """A server that was away comes back at the same address with all it knew."""
     async with serving() as api:

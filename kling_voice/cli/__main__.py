@@ -1,0 +1,8 @@
+"""`python -m kling_voice.cli`, the same as `kling-voice`."""
+
+import sys
+
+from kling_voice.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

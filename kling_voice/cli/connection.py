@@ -1,0 +1,48 @@
+"""The client that a command works with: of the vendor, or of an emulator started for it."""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from kling_voice.client import KlingVoiceClient
+from kling_voice.samples import ObjectStoreHost, SampleHost
+
+_EMULATED_SECONDS = 2.0  # a task's life
+_EMULATED_LIMIT = 5  # tasks in flight, as trial packs have
+
+
+def host_url(given: str | None, *, emulator: bool) -> str | None:
+    """Give the sample host that a command is to use; ``None`` if none was named.
+
+    The environment's host is real, so an emulator does not use it unasked.
+    """
+    return given or (None if emulator else os.environ.get("KLING_SAMPLE_HOST") or None)
+
+
+@asynccontextmanager
+async def connected(
+    *, emulator: bool = False, host: str | None = None
+) -> AsyncIterator[KlingVoiceClient]:
+    """Make a client, and close it in the end.
+
+    Args:
+        emulator: Start an emulator and work with that; it takes recordings as well.
+        host: The URL of the bucket to put recordings into.
+
+    Raises:
+        ConfigurationError: Credentials are missing, or a setting is not usable.
+    """
+    bucket: SampleHost | None = ObjectStoreHost(host) if host else None
+    if not emulator:
+        async with KlingVoiceClient(sample_host=bucket) as kling:
+            yield kling
+        return
+    from kling_voice.emulator import Emulator
+
+    async with (
+        Emulator(task_seconds=_EMULATED_SECONDS, concurrency_limit=_EMULATED_LIMIT) as server,
+        KlingVoiceClient(
+            server.credentials, base_url=server.base_url, sample_host=bucket or server
+        ) as kling,
+    ):
+        yield kling

@@ -1,0 +1,69 @@
+"""Where words go: results to stdout, all else to stderr, with colour only where someone looks."""
+
+import json
+import logging
+import sys
+from functools import cache
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+# What these rooms warn of is told by the commands themselves: retries, and a create cut short.
+_TOLD_ELSEWHERE = ("transport", "creating")
+
+
+@cache
+def stdout() -> Console:
+    """Give the console of stdout."""
+    return Console(highlight=False)
+
+
+@cache
+def stderr() -> Console:
+    """Give the console of stderr."""
+    return Console(stderr=True, highlight=False)
+
+
+def clean(text: object) -> str:
+    """Give a text of the vendor's or of a file's on one line, without control characters."""
+    return "".join(sign if sign.isprintable() else " " for sign in str(text))
+
+
+def say(text: str, *, style: str = "") -> None:
+    """Tell something on stderr."""
+    stderr().print(Text(text, style), soft_wrap=True)
+
+
+def complain(text: str) -> None:
+    """Tell an error on stderr."""
+    stderr().print(Text.assemble(("Error: ", "bold red"), clean(text)), soft_wrap=True)
+
+
+def show(text: str | Text) -> None:
+    """Print a line of the result on stdout, never wrapped."""
+    stdout().print(Text(text) if isinstance(text, str) else text, soft_wrap=True)
+
+
+def show_json(value: Any) -> None:
+    """Print one JSON value on stdout."""
+    text = json.dumps(value, ensure_ascii=False, indent=2)
+    try:
+        text.encode(sys.stdout.encoding)
+    except UnicodeError:
+        text = json.dumps(value, indent=2)
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+class _Notices(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.module not in _TOLD_ELSEWHERE:
+            say(f"Note: {clean(record.getMessage())}", style="yellow")
+
+
+def tell_warnings() -> None:
+    """Let the package's warnings appear on stderr, above a progress display if there is one."""
+    logger = logging.getLogger("kling_voice")
+    logger.addHandler(_Notices(logging.WARNING))
+    logger.propagate = False

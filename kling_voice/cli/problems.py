@@ -1,0 +1,47 @@
+"""What went wrong, in a line or two that say what to do, and the exit status that goes with it."""
+
+from kling_voice.cli.console import complain, say
+from kling_voice.errors import (
+    ConfigurationError,
+    InvalidRequestError,
+    KlingError,
+    TaskFailedError,
+    WaitTimeoutError,
+)
+
+DONE = 0
+FAILED = 1
+USAGE = 2
+INTERRUPTED = 130
+
+
+class UsageProblem(Exception):
+    """The command cannot be carried out as it was given; nothing was done."""
+
+
+def report(error: Exception) -> int:
+    """Tell an error on stderr and give the exit status.
+
+    Raises:
+        Exception: *error* itself, if it is not a foreseeable one.
+    """
+    if isinstance(error, KlingError):
+        complain(in_words(error))
+        if isinstance(error, WaitTimeoutError) and error.task is not None:
+            say(f"Wait on with: kling-voice wait {error.task.task_id}")
+        return USAGE if isinstance(error, ConfigurationError | InvalidRequestError) else FAILED
+    if isinstance(error, UsageProblem):
+        complain(str(error))
+        return USAGE
+    if isinstance(error, OSError):
+        complain(" ".join(filter(None, [error.strerror or str(error), error.filename])))
+        return FAILED
+    raise error
+
+
+def in_words(error: BaseException) -> str:
+    """Tell an error in the words of the command line."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, TaskFailedError):
+        return text
+    return text.replace("external_task_id=", "--external-task-id ")
