@@ -14,6 +14,8 @@ import threading
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from attrs import evolve
+
 from kling_voice import protocol
 from kling_voice.errors import (
     CallbackError,
@@ -162,9 +164,9 @@ class CallbackReceiver:
         webhook_id, text = self._verifier.verify(body, headers)
         task = read_task(text)
         with self._lock:
-            is_news = self._remember(webhook_id) and self._keep(task)
-        if is_news:
-            self._tell(lambda watcher: watcher.deliver(task))
+            news = self._keep(task) if self._remember(webhook_id) else None
+        if news is not None:
+            self._tell(lambda watcher: watcher.deliver(news))
 
     # --- for clients ---
 
@@ -257,19 +259,22 @@ class CallbackReceiver:
         self._received[webhook_id] = None
         return True
 
-    def _keep(self, task: VoiceTask) -> bool:
-        """Keep a task's state; ``False`` if the one that is kept already is as new."""
+    def _keep(self, task: VoiceTask) -> VoiceTask | None:
+        """Keep a task's state and give it; ``None`` if the one that is kept already is as new."""
         known = self._kept.pop(task.task_id, None)  # put in again, it is the last one
-        if known is None and len(self._kept) >= KEPT:
-            oldest = self._kept.pop(next(iter(self._kept)))
-            external = oldest.external_task_id
-            if external is not None and self._task_ids.get(external) == oldest.task_id:
-                del self._task_ids[external]
-        is_news = known is None or _is_newer(task, known)
-        self._kept[task.task_id] = task if is_news or known is None else known
+        if known is not None and not _is_newer(task, known):
+            self._kept[known.task_id] = known
+            return None
+        if known is not None and task.external_task_id is None:
+            task = evolve(task, task_info=known.task_info)
+        full = known is None and len(self._kept) >= KEPT
+        gone = self._kept.pop(next(iter(self._kept))) if full else known
+        if gone is not None and self._task_ids.get(gone.external_task_id or "") == gone.task_id:
+            del self._task_ids[gone.external_task_id or ""]
+        self._kept[task.task_id] = task
         if task.external_task_id is not None:
             self._task_ids[task.external_task_id] = task.task_id
-        return is_news
+        return task
 
     def _tell(self, news: Callable[[Watcher], object]) -> None:
         """Call *news* with each watcher, in that one's own event loop."""

@@ -714,6 +714,22 @@ class TestDelivery:
         assert len(receiver._kept) == len(receiver._task_ids) == 3
         assert 1000 <= KEPT <= 100_000
 
+    async def test_external_id_that_is_told_once(
+        self, receiver: CallbackReceiver, listener: Listener, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An external id told once holds for later states without it, and goes with its task."""
+        monkeypatch.setattr(callbacks_module, "KEPT", 1)
+        info = {"external_task_id": "mine-1"}
+        await receive(receiver, state("submitted", task_info=info))
+        await receive(receiver, state("processing"))
+        await receive(receiver, state("submitted", task_info={"external_task_id": "mine-2"}))
+        assert listener.delivered[-1].external_task_id == "mine-1"
+        assert receiver.kept("mine-1") is listener.delivered[-1]
+        assert receiver.kept("mine-2") is None
+        await receive(receiver, state("submitted", "task-2", task_info=info))
+        await receive(receiver, state("submitted", "task-3"))
+        assert not receiver._task_ids
+
     async def test_several_clients(self, receiver: CallbackReceiver, listener: Listener) -> None:
         """Every attached client is told, once, until it is detached."""
         other = Listener()
