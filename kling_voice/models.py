@@ -15,7 +15,7 @@ from typing import Any
 
 from attrs import field, frozen
 from cattrs import Converter
-from cattrs.gen import make_dict_structure_fn
+from cattrs.gen import make_dict_structure_fn, override
 
 from kling_voice.redaction import mask_url
 
@@ -229,6 +229,10 @@ def _text(value: Any, _: Any = None) -> str:
     return value
 
 
+def _own_id(value: Any, _: Any = None) -> str | None:
+    return _text(value) or None  # an empty id is none: two tasks without one are not the same
+
+
 def _status(value: Any, _: Any = None) -> TaskStatus:
     status = _STATUSES.get(value) if type(value) is str else None
     return status or TaskStatus(_text(value))
@@ -283,7 +287,8 @@ def configure_converter(converter: Converter) -> None:
         converter.register_structure_hook(cls, hook)
         converter.register_structure_hook(cls | None, hook)
     for cls in (Voice, TaskInfo, TaskResult, BalanceDeduction, VoiceTask):
-        structure = _without_nulls(make_dict_structure_fn(cls, converter))
+        overrides = {"external_task_id": override(struct_hook=_own_id)} if cls is TaskInfo else {}
+        structure = _without_nulls(make_dict_structure_fn(cls, converter, **overrides))
         converter.register_structure_hook(cls, structure)
         converter.register_structure_hook(cls | None, structure)
         if cls is Voice:

@@ -156,7 +156,7 @@ def test_api_key_does_not_heal() -> None:
     assert TokenSource(ApiKey("a-static-key")).heal("a-static-key", time.time() + 60) == ""
 
 
-@pytest.mark.parametrize("offset", [-23 * HOUR, -HOUR, -60, 60, HOUR, 23 * HOUR])
+@pytest.mark.parametrize("offset", [-23 * HOUR, -HOUR, -60, HOUR, 23 * HOUR])
 async def test_skew_heals_on_every_call(make_client: MakeClient, offset: float) -> None:
     """With the server's clock hours away the first call heals, and no later one is refused."""
     async with Emulator(task_seconds=0.0, clock_skew=offset) as emulator:
@@ -320,8 +320,9 @@ def test_credentials_are_values() -> None:
     """Equal credentials are equal, hashable, and cannot be changed."""
     assert AccessKey("a", "b") == AccessKey("a", "b") != AccessKey("a", "c")
     assert len({ApiKey("a"), ApiKey("a"), ApiKey("b")}) == 2
-    with pytest.raises(AttributeError):
-        ApiKey("a").key = "b"  # type: ignore
+    for name in ("key", "other"):
+        with pytest.raises(AttributeError):
+            setattr(ApiKey("a"), name, "b")
 
 
 def test_a_day_is_the_limit() -> None:

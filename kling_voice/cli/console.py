@@ -41,8 +41,11 @@ def complain(text: str) -> None:
 
 
 def show(text: str | Text) -> None:
-    """Print a line of the result on stdout, never wrapped."""
-    stdout().print(Text(text) if isinstance(text, str) else text, soft_wrap=True)
+    """Print a line of the result on stdout, never wrapped; as it is where nobody looks."""
+    if stdout().is_terminal:
+        stdout().print(Text(text) if isinstance(text, str) else text, soft_wrap=True)
+    else:
+        sys.stdout.write(f"{text}\n")
 
 
 def show_json(value: Any) -> None:

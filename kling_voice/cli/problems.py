@@ -15,8 +15,12 @@ USAGE = 2
 INTERRUPTED = 130
 
 
-class UsageProblem(Exception):
+class UsageError(Exception):
     """The command cannot be carried out as it was given; nothing was done."""
+
+
+class InterruptedCommandError(Exception):
+    """Ctrl-C ended the command; the text says how to go on."""
 
 
 def report(error: Exception) -> int:
@@ -30,7 +34,10 @@ def report(error: Exception) -> int:
         if isinstance(error, WaitTimeoutError) and error.task is not None:
             say(f"Wait on with: kling-voice wait {error.task.task_id}")
         return USAGE if isinstance(error, ConfigurationError | InvalidRequestError) else FAILED
-    if isinstance(error, UsageProblem):
+    if isinstance(error, InterruptedCommandError):
+        say(str(error))
+        return INTERRUPTED
+    if isinstance(error, UsageError):
         complain(str(error))
         return USAGE
     if isinstance(error, OSError):

@@ -1,0 +1,376 @@
+"""The commands of `kling-voice`: their names, options and help.
+
+What they do is in `calls.py`, `running.py` and `serving.py`, which are imported when they are
+needed: a command starts as fast as what it uses.
+"""
+
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter, validators
+
+from kling_voice._version import __version__
+from kling_voice.cli.console import complain, say, stderr, stdout, tell_warnings
+from kling_voice.cli.problems import USAGE, report
+
+app = App(
+    name="kling-voice",
+    version=__version__,
+    help="Clone voices with the Kling AI custom-voice API: each is created exactly once.\n\n"
+    "Credentials come from the environment: KLING_API_KEY, or KLING_ACCESS_KEY with"
+    " KLING_SECRET_KEY; KLING_BASE_URL names another host than the vendor's in Singapore. Try"
+    " anything without an account, and without paying, by --emulator.",
+    help_format="plaintext",
+    help_epilogue="Examples:\n"
+    "  kling-voice clone Ada --voice-url https://example.com/ada.mp3\n"
+    "  kling-voice batch cast.csv --output results.jsonl\n"
+    "  kling-voice batch recordings/ --host s3://bucket/samples\n"
+    "  kling-voice list --limit 10 --json\n\n"
+    "Exit status: 0 all done, 1 something failed, 2 usage, configuration or a bad manifest, 130"
+    " interrupted. Shell completion: kling-voice --install-completion",
+)
+app.register_install_completion_command()
+
+_FLAG = Parameter(negative="", show_default=False)
+
+Json = Annotated[
+    bool,
+    _FLAG,
+    Parameter(help="Print one JSON value on stdout, and nothing else there."),
+]
+Emulated = Annotated[
+    bool, _FLAG, Parameter(help="Run against an emulator started for this command.")
+]
+Host = Annotated[
+    str | None,
+    Parameter(
+        help="The bucket that recordings are put into for the vendor to fetch, s3://bucket/prefix."
+        " [default: KLING_SAMPLE_HOST]"
+    ),
+]
+Url = Annotated[str | None, Parameter(help="A public URL of the recording, 5 to 30 s long.")]
+File = Annotated[
+    Path | None, Parameter(help="A local .mp3, .wav, .mp4 or .mov; it is put into the --host.")
+]
+Video = Annotated[
+    str | None, Parameter(help="A video made earlier on the account, in place of a recording.")
+]
+Callback = Annotated[str | None, Parameter(help="Where the vendor reports changes.")]
+ExternalId = Annotated[
+    str | None,
+    Parameter(
+        help="The idempotency key: running again with the same one never creates a second voice."
+        " [default: made up]"
+    ),
+]
+TaskId = Annotated[str, Parameter(help="A task_id or an external_task_id.")]
+Timeout = Annotated[
+    float,
+    Parameter(
+        validator=validators.Number(gte=0),
+        help="Seconds from the accepted create, or the start of the wait; inf: for ever.",
+    ),
+]
+Limit = Annotated[
+    int | None,
+    Parameter(validator=validators.Number(gte=1), help="At most so many. [default: all]"),
+]
+
+
+@app.command(
+    help_epilogue="""Examples:
+  kling-voice clone Ada --voice-url https://example.com/ada.mp3
+  kling-voice clone Ada --voice-file ada.wav --host s3://bucket/samples
+  kling-voice clone Ada --voice-file ada.wav --emulator --json"""
+)
+def clone(
+    name: Annotated[str, Parameter(help="The voice's name, 1 to 20 characters.")],
+    /,
+    *,
+    voice_url: Url = None,
+    voice_file: File = None,
+    video_id: Video = None,
+    external_task_id: ExternalId = None,
+    callback_url: Callback = None,
+    timeout: Timeout = 600.0,
+    host: Host = None,
+    emulator: Emulated = False,
+    json: Json = False,
+) -> int:
+    """Create a voice and wait for it."""
+    from kling_voice.cli import calls
+
+    wanted = calls.Wanted(
+        name, voice_url, voice_file, video_id, callback_url, external_task_id, host, emulator
+    )
+    return calls.clone(wanted, timeout=_seconds(timeout), json=json)
+
+
+@app.command(
+    help_epilogue="""Examples:
+  kling-voice create Ada --voice-url https://example.com/ada.mp3 --external-task-id ada-1
+  kling-voice wait ada-1"""
+)
+def create(
+    name: Annotated[str, Parameter(help="The voice's name, 1 to 20 characters.")],
+    /,
+    *,
+    voice_url: Url = None,
+    voice_file: File = None,
+    video_id: Video = None,
+    external_task_id: ExternalId = None,
+    callback_url: Callback = None,
+    host: Host = None,
+    emulator: Emulated = False,
+    json: Json = False,
+) -> int:
+    """Create a voice and print its task, without waiting."""
+    from kling_voice.cli import calls
+
+    wanted = calls.Wanted(
+        name, voice_url, voice_file, video_id, callback_url, external_task_id, host, emulator
+    )
+    return calls.create(wanted, json=json)
+
+
+@app.command(
+    help_epilogue="""Examples:
+  kling-voice get ada-1
+  kling-voice get 829101234567890123 --json"""
+)
+def get(task_id: TaskId, /, *, emulator: Emulated = False, json: Json = False) -> int:
+    """Print a task as it is now."""
+    from kling_voice.cli import calls
+
+    return calls.get(task_id, emulator=emulator, json=json)
+
+
+@app.command(
+    help_epilogue="""Examples:
+  kling-voice wait ada-1
+  kling-voice wait 829101234567890123 --timeout 60 --json"""
+)
+def wait(
+    task_id: TaskId,
+    /,
+    *,
+    timeout: Timeout = 600.0,
+    emulator: Emulated = False,
+    json: Json = False,
+) -> int:
+    """Wait until a task has ended, and print it."""
+    from kling_voice.cli import calls
+
+    return calls.wait(task_id, timeout=_seconds(timeout), emulator=emulator, json=json)
+
+
+@app.command(
+    name="list",
+    help_epilogue="""Examples:
+  kling-voice list
+  kling-voice list --limit 20
+  kling-voice list --json | jq -r '.[].task_result.voices[0].voice_id'""",
+)
+def list_tasks(*, limit: Limit = None, emulator: Emulated = False, json: Json = False) -> int:
+    """Print the account's tasks, the newest first as a rule."""
+    from kling_voice.cli import calls
+
+    return calls.list_tasks(presets=False, limit=limit, emulator=emulator, json=json)
+
+
+@app.command(
+    help_epilogue="""Examples:
+  kling-voice presets
+  kling-voice presets --emulator --json"""
+)
+def presets(*, limit: Limit = None, emulator: Emulated = False, json: Json = False) -> int:
+    """Print the vendor's official voices."""
+    from kling_voice.cli import calls
+
+    return calls.list_tasks(presets=True, limit=limit, emulator=emulator, json=json)
+
+
+@app.command(
+    help_epilogue="""Example:
+  kling-voice delete 829201234567890123 --yes"""
+)
+def delete(
+    voice_id: Annotated[str, Parameter(help="The voice_id of a custom voice.")],
+    /,
+    *,
+    yes: Annotated[bool, _FLAG, Parameter(help="Do not ask.")] = False,
+    emulator: Emulated = False,
+    json: Json = False,
+) -> int:
+    """Delete a custom voice; this cannot be undone."""
+    from kling_voice.cli import calls
+
+    return calls.delete(voice_id, yes=yes, emulator=emulator, json=json)
+
+
+@app.command(
+    help_epilogue="""Example:
+  kling-voice download ada-1 ada-trial.mp3"""
+)
+def download(
+    task_id: TaskId,
+    path: Annotated[Path, Parameter(help="The file to write; an existing one is replaced.")],
+    /,
+    *,
+    emulator: Emulated = False,
+    json: Json = False,
+) -> int:
+    """Download the trial recording of a task's voice; the vendor keeps it for 30 days."""
+    from kling_voice.cli import calls
+
+    return calls.download(task_id, path, emulator=emulator, json=json)
+
+
+@app.command(
+    help_epilogue="A manifest is CSV with a header, or JSON lines. Its columns are voice_name, one"
+    " of voice_url, voice_file and video_id, and if you like callback_url, external_task_id and"
+    " key. A folder stands for the recordings in it, each named by its file name.\n\n"
+    "The same command again goes on where it stopped, and creates nothing twice. The results have"
+    " one line for each request in the end: its voice, or the error.\n\n"
+    "Examples:\n"
+    "  kling-voice batch cast.csv --output results.jsonl\n"
+    "  kling-voice batch recordings/ --host s3://bucket/samples\n"
+    "  kling-voice batch recordings/ --emulator"
+)
+def batch(
+    manifest: Annotated[Path, Parameter(help="A .csv or .jsonl file, or a folder.")],
+    /,
+    *,
+    output: Annotated[
+        Path | None,
+        Parameter(help="Where results are appended. [default: MANIFEST.results.jsonl, here]"),
+    ] = None,
+    batch_id: Annotated[
+        str | None,
+        Parameter(
+            help="What makes it the same batch when it is run again. [default: the manifest's name]"
+        ),
+    ] = None,
+    concurrency: Annotated[
+        int | None,
+        Parameter(
+            validator=validators.Number(gte=1),
+            help="Your own cap on tasks in flight. [default: the account's limit, as learned]",
+        ),
+    ] = None,
+    retry_failed: Annotated[
+        int,
+        Parameter(
+            validator=validators.Number(gte=0),
+            help="How often a task that ended as failed is tried again, as a new task.",
+        ),
+    ] = 0,
+    timeout: Timeout = 600.0,
+    host: Host = None,
+    emulator: Emulated = False,
+    json: Json = False,
+) -> int:
+    """Clone many voices, as fast as the account allows; a run can be killed and resumed."""
+    from kling_voice.cli.running import run_batch
+
+    return run_batch(
+        manifest,
+        output=output,
+        batch_id=batch_id,
+        concurrency=concurrency,
+        retry_failed=retry_failed,
+        timeout=_seconds(timeout),
+        host=host,
+        emulator=emulator,
+        json=json,
+    )
+
+
+@app.command(
+    help_epilogue="""Examples:
+  kling-voice emulator --concurrency-limit 5
+  kling-voice emulator --port 0 --task-seconds 0.5 --faults 0.2 --json
+  kling-voice emulator --sample ada.mp3"""
+)
+def emulator(
+    *,
+    port: Annotated[
+        int,
+        Parameter(validator=validators.Number(gte=0, lte=65535), help="0 picks a free one."),
+    ] = 8080,
+    concurrency_limit: Annotated[
+        int | None,
+        Parameter(validator=validators.Number(gte=1), help="Tasks in flight. [default: any]"),
+    ] = None,
+    task_seconds: Annotated[
+        float, Parameter(validator=validators.Number(gte=0), help="How long a task takes.")
+    ] = 9.0,
+    faults: Annotated[
+        float,
+        Parameter(
+            validator=validators.Number(gte=0, lte=1),
+            help="The part of requests that fail, 0 to 1.",
+        ),
+    ] = 0.0,
+    seed: Annotated[int, Parameter(help="Another sequence of faults.")] = 0,
+    fetch_samples: Annotated[
+        bool, Parameter(help="Whether to fetch and check each voice_url, as the vendor does.")
+    ] = True,
+    webhook_secret: Annotated[
+        str | None, Parameter(help="Sign the callbacks with it: whsec_ and base64.")
+    ] = None,
+    sample: Annotated[
+        list[Path] | None,
+        Parameter(negative="", help="Serve a recording and print its URL; may be repeated."),
+    ] = None,
+    json: Json = False,
+) -> int:
+    """Serve an emulator of the vendor's API on this machine, until interrupted."""
+    from kling_voice.cli.serving import serve_emulator
+
+    return serve_emulator(
+        port=port,
+        concurrency_limit=concurrency_limit,
+        task_seconds=task_seconds,
+        faults=faults,
+        seed=seed,
+        fetch_samples=fetch_samples,
+        webhook_secret=webhook_secret,
+        samples=sample or (),
+        json=json,
+    )
+
+
+def _seconds(timeout: float) -> float | None:
+    return None if math.isinf(timeout) else timeout
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command, and give the exit status; no foreseeable failure ends in a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    tell_warnings()
+    try:
+        status = app(
+            list(arguments),
+            console=stdout(),
+            error_console=stderr(),
+            exit_on_error=False,
+            print_error=False,
+            result_action="return_value",
+        )
+    except CycloptsError as error:
+        complain(str(error))
+        words = " ".join(["kling-voice", *(error.command_chain or ())])
+        say(f"See: {words} --help")
+        return USAGE
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has left; there is nobody to tell
+        return 1
+    except Exception as error:
+        return report(error)
+    return status if isinstance(status, int) else 0

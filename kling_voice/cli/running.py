@@ -1,0 +1,245 @@
+"""`kling-voice batch`: check the manifest whole, go on where an earlier run stopped, report."""
+
+import asyncio
+import os
+import time
+from collections.abc import Sequence
+from contextlib import aclosing
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from attrs import define
+from rich.text import Text
+
+from kling_voice.cli.connection import connected, host_url
+from kling_voice.cli.console import clean, complain, say, show, show_json
+from kling_voice.cli.manifest import Entry, read_manifest
+from kling_voice.cli.problems import DONE, FAILED, INTERRUPTED, UsageError, report
+from kling_voice.cli.progress import Progress, duration
+from kling_voice.cli.results import Line, ResultsFile, keep, line_of, load_results
+from kling_voice.cli.views import show_rows
+from kling_voice.errors import ConfigurationError, KlingError
+from kling_voice.identity import batch_prefix
+from kling_voice.protocol import is_loopback
+
+_ROWS = 25  # of the table in the end
+_REASONS = 10  # failures that the end repeats
+
+
+@define
+class Run:
+    """One run of a batch, as the command line asks for it.
+
+    Attributes:
+        batch_id: What the external ids are derived from.
+        entries: The manifest.
+        results: Where results go.
+        concurrency: The caller's cap on tasks in flight; ``None`` for the account's limit.
+        retry_failed: How often a task that ended as failed is tried again.
+        timeout: Seconds from an accepted create to the task's end; ``None`` for ever.
+        host: The bucket for recordings.
+        emulator: Whether to start an emulator.
+        units: Deducted for the results of this run.
+    """
+
+    batch_id: str
+    entries: Sequence[Entry]
+    results: ResultsFile
+    concurrency: int | None
+    retry_failed: int
+    timeout: float | None
+    host: str | None
+    emulator: bool
+    units: Decimal = Decimal(0)
+
+    @property
+    def voices(self) -> int:
+        """How many of the manifest's requests have their voice."""
+        return sum(self._line(entry).get("voice_id") is not None for entry in self.entries)
+
+    @property
+    def failures(self) -> list[Line]:
+        """The lines of the requests that failed."""
+        return [line for entry in self.entries if (line := self._line(entry)).get("error")]
+
+    def _line(self, entry: Entry) -> Line:
+        return self.results.lines.get(entry.external_task_id, {})
+
+    async def clone(self, progress: Progress) -> None:
+        """Clone what has no voice yet.
+
+        Raises:
+            KlingError: Something that concerns the whole account.
+            OSError: A result could not be written.
+        """
+        left = {
+            entry.request: entry.external_task_id for entry in self.entries if not self._line(entry)
+        }
+        if not left:
+            return
+        async with connected(emulator=self.emulator, host=self.host) as kling:
+            progress.slots = kling.slots
+            stream = kling.clone_voices(
+                left,
+                batch_id=self.batch_id,
+                concurrency=self.concurrency,
+                retry_failed=self.retry_failed,
+                timeout=self.timeout,
+            )
+            async with aclosing(stream) as results:
+                async for result in results:
+                    external_task_id = left[result.request]
+                    line = line_of(result, external_task_id)
+                    self.results.append(external_task_id, line)
+                    if result.task is not None:
+                        self.units += result.task.final_unit_deduction or 0
+                    progress.result(
+                        line["voice_name"],
+                        voice_id=line["voice_id"],
+                        why=str(result.error),
+                    )
+
+    def summary(self, seconds: float) -> dict[str, Any]:
+        """Give the figures of the end."""
+        return {
+            "batch_id": self.batch_id,
+            "output": str(self.results.path),
+            "requests": len(self.entries),
+            "voices": self.voices,
+            "failures": len(self.failures),
+            "units_deducted": str(self.units),
+            "seconds": round(seconds, 1),
+        }
+
+    def show(self, seconds: float) -> None:
+        """Tell people how it ended: a table, or the failures of a large batch, and the figures."""
+        if len(self.entries) <= _ROWS:
+            show_rows(
+                ["voice_name", "task_status", "voice_id"],
+                [_row(entry, self._line(entry)) for entry in self.entries],
+            )
+        else:
+            for line in self.failures[:_REASONS]:
+                show(clean(f"{line['voice_name']}: {line['error']['message']}"))
+            if len(self.failures) > _REASONS:
+                show(f"… and {len(self.failures) - _REASONS} more failures")
+        show(
+            f"{_count(self.voices, 'voice')}, {_count(len(self.failures), 'failure')},"
+            f" {self.units} units deducted, {duration(seconds)} passed."
+        )
+        show(clean(f"Results: {self.results.path} (batch id {self.batch_id!r})"))
+
+
+def run_batch(
+    manifest: Path,
+    *,
+    output: Path | None,
+    batch_id: str | None,
+    concurrency: int | None,
+    retry_failed: int,
+    timeout: float | None,
+    host: str | None,
+    emulator: bool,
+    json: bool,
+) -> int:
+    """Run a batch from its manifest to its summary, and give the exit status.
+
+    Raises:
+        UsageError: The manifest, the output or a setting is not usable; nothing was created.
+    """
+    stem = manifest.resolve().stem
+    batch_id = batch_id or stem
+    entries = _read(manifest, batch_id)
+    host = host_url(host, emulator=emulator)
+    if host is None and not emulator and any(entry.request.voice_file for entry in entries):
+        raise UsageError(
+            "The vendor takes only URLs, so recordings need a bucket to be fetched from: name one"
+            " by --host s3://bucket/prefix or KLING_SAMPLE_HOST."
+        )
+    path = output or Path(f"{stem}.emulator.jsonl" if emulator else f"{stem}.results.jsonl")
+    kept = keep(
+        load_results(path),
+        {entry.external_task_id for entry in entries},
+        batch_prefix(batch_id),
+        str(path),
+        emulated=emulator or _is_local(),
+    )
+    # An emulator that was started for this run knows nothing of an earlier one's voices.
+    with ResultsFile(path, {} if emulator else kept) as results:
+        run = Run(
+            batch_id=batch_id,
+            entries=entries,
+            results=results,
+            concurrency=concurrency,
+            retry_failed=retry_failed,
+            timeout=timeout,
+            host=host,
+            emulator=emulator,
+        )
+        before = f", {run.voices} of them done before" if run.voices else ""
+        say(clean(f"Batch {batch_id!r}: {_count(len(entries), 'request')}{before}; into {path}"))
+        return _carry_out(run, json=json)
+
+
+def _carry_out(run: Run, *, json: bool) -> int:
+    started = time.monotonic()
+    problem: Exception | None = None
+    with Progress(len(run.entries), run.voices) as progress:
+        try:
+            asyncio.run(run.clone(progress))
+        except (KlingError, OSError) as error:
+            problem = error
+        except KeyboardInterrupt:
+            say(
+                f"Interrupted: {run.voices} of {len(run.entries)} voices are done. Those in flight"
+                " go on at the vendor. Run the same command again to go on; nothing is created"
+                " twice."
+            )
+            return INTERRUPTED
+    if isinstance(problem, ConfigurationError):
+        return report(problem)
+    seconds = time.monotonic() - started
+    if json:
+        show_json(run.summary(seconds))
+    else:
+        run.show(seconds)
+    if problem is not None:
+        status = report(problem)
+        say("Run the same command again to go on; nothing is created twice.")
+        return status
+    if run.failures:
+        hint = "" if run.retry_failed else " Add --retry-failed 1 for tasks that ended as failed."
+        say(f"Run the same command again to try the failures again.{hint}")
+        return FAILED
+    return DONE
+
+
+def _read(manifest: Path, batch_id: str) -> list[Entry]:
+    try:
+        entries, problems = read_manifest(manifest, batch_id)
+    except OSError as error:
+        raise UsageError(f"{manifest} cannot be read: {error.strerror}.") from None
+    for problem in problems:
+        complain(f"{manifest}, {problem.where}: {problem.what}")
+    if problems:
+        raise UsageError(f"{_count(len(problems), 'problem')} in {manifest}; nothing was created.")
+    return entries
+
+
+def _is_local() -> bool:
+    """Tell whether the environment points to a server on this machine."""
+    return is_loopback(urlsplit(os.environ.get("KLING_BASE_URL") or "").hostname or "")
+
+
+def _row(entry: Entry, line: Line) -> list[Text]:
+    status = Text("not done", "yellow")
+    if line:
+        status = Text("succeed", "green") if line["voice_id"] else Text("failed", "red")
+    last = line.get("voice_id") or (line.get("error") or {}).get("message") or ""
+    return [Text(clean(entry.request.voice_name)), status, Text(clean(last))]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
