@@ -190,7 +190,11 @@ async def _run_side_by_side(contestant: Contestant, sizes: list[Size]) -> list[R
     with ExitStack() as stack:
         emulators = [
             stack.enter_context(
-                emulator_process(concurrency_limit=size.limit, task_seconds=size.durations)
+                emulator_process(
+                    concurrency_limit=size.limit,
+                    task_seconds=size.durations,
+                    webhook_secret=SECRET,
+                )
             )
             for size in sizes
         ]

@@ -287,11 +287,11 @@ def configure_converter(converter: Converter) -> None:
         converter.register_structure_hook(cls, hook)
         converter.register_structure_hook(cls | None, hook)
     for cls in (Voice, TaskInfo, TaskResult, BalanceDeduction, VoiceTask):
+        structure: Callable[[Any, Any], Any] = make_dict_structure_fn(cls, converter)
         if cls is TaskInfo:
-            own_id = override(struct_hook=_own_id)
-            structure = make_dict_structure_fn(cls, converter, external_task_id=own_id)
-        else:
-            structure = make_dict_structure_fn(cls, converter)
+            structure = make_dict_structure_fn(
+                TaskInfo, converter, external_task_id=override(struct_hook=_own_id)
+            )
         structure = _without_nulls(structure)
         converter.register_structure_hook(cls, structure)
         converter.register_structure_hook(cls | None, structure)
