@@ -13,8 +13,13 @@ from attrs import frozen
 
 from benchmarks import byhand
 from benchmarks.harness import Figure, Goal, at_least, at_most
-from benchmarks.servers import EmulatorProcess, counts, emulator_process
-from benchmarks.waiting import SECRET, served_receiver
+from benchmarks.servers import (
+    SECRET,
+    EmulatorProcess,
+    counts,
+    emulator_process,
+    served_receiver,
+)
 from kling_voice import KlingVoiceClient, PollingPolicy, VoiceRequest
 
 LOOKS = 20  # of a poll loop at each task, in the task's life
@@ -124,19 +129,19 @@ async def called_back(emulator: EmulatorProcess, size: Size) -> None:
 
 async def guessed_right(emulator: EmulatorProcess, size: Size) -> None:
     """A semaphore of just the limit, and a poll loop."""
-    async with byhand.session_of(emulator) as session:
+    async with byhand.session_of(emulator.base_url, emulator.api_key) as session:
         await byhand.clone_all(session, size.voices, guess=size.limit, interval=size.interval)
 
 
 async def guessed_high(emulator: EmulatorProcess, size: Size) -> None:
     """A semaphore of twice the limit, and a poll loop."""
-    async with byhand.session_of(emulator) as session:
+    async with byhand.session_of(emulator.base_url, emulator.api_key) as session:
         await byhand.clone_all(session, size.voices, guess=2 * size.limit, interval=size.interval)
 
 
 async def guessed_low(emulator: EmulatorProcess, size: Size) -> None:
     """A semaphore of half the limit, and a poll loop."""
-    async with byhand.session_of(emulator) as session:
+    async with byhand.session_of(emulator.base_url, emulator.api_key) as session:
         await byhand.clone_all(session, size.voices, guess=size.limit // 2, interval=size.interval)
 
 
@@ -209,6 +214,4 @@ async def _timed(contestant: Contestant, emulator: EmulatorProcess, size: Size) 
     seconds = time.monotonic() - started
     seen = emulator.ask(counts)
     assert seen.created == size.voices
-    return Run(
-        size.oracle() / seconds, seen.refused / size.voices, seen.requests / size.voices
-    )
+    return Run(size.oracle() / seconds, seen.refused / size.voices, seen.requests / size.voices)

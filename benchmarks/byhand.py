@@ -9,17 +9,15 @@ from typing import Any
 
 import aiohttp
 
-from benchmarks.servers import EmulatorProcess
-
 VOICES = "/v1/general/custom-voices"
 ENDED = ("succeed", "failed")
 
 
 @asynccontextmanager
-async def session_of(emulator: EmulatorProcess) -> AsyncIterator[aiohttp.ClientSession]:
-    """Open a session for an emulator; paths are relative to it."""
+async def session_of(base_url: str, api_key: str) -> AsyncIterator[aiohttp.ClientSession]:
+    """Open a session for a server; paths are relative to it."""
     async with aiohttp.ClientSession(
-        emulator.base_url, headers={"Authorization": f"Bearer {emulator.api_key}"}
+        base_url, headers={"Authorization": f"Bearer {api_key}"}
     ) as session:
         yield session
 
@@ -43,6 +41,13 @@ async def wait(session: aiohttp.ClientSession, task_id: str, interval: float) ->
         async with session.get(f"{VOICES}/{task_id}") as response:
             if (await response.json())["data"]["task_status"] in ENDED:
                 return
+
+
+async def page(session: aiohttp.ClientSession, size: int) -> list[dict[str, Any]]:
+    """Read the first page of the list."""
+    async with session.get(VOICES, params={"pageNum": 1, "pageSize": size}) as response:
+        tasks: list[dict[str, Any]] = (await response.json())["data"]
+        return tasks
 
 
 async def clone_all(

@@ -66,9 +66,7 @@ def run(*, quick: bool) -> list[Figure]:
     body = _page()
     _check_equal(body)
     spent = asyncio.run(_measure(body, pages, rounds))
-    millis = {
-        name: [1e3 * seconds / pages for seconds in values] for name, values in spent.items()
-    }
+    millis = {name: [1e3 * seconds / pages for seconds in values] for name, values in spent.items()}
     figures = [
         Figure(
             "decoding",

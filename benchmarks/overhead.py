@@ -91,9 +91,7 @@ def run(*, quick: bool) -> list[Figure]:
     calls, rounds = (150, 5) if quick else (500, 15)
     with answering_process(ANSWERS) as url:
         spent = asyncio.run(_measure(url, calls, rounds))
-    micros = {
-        name: [1e6 * seconds / calls for seconds in values] for name, values in spent.items()
-    }
+    micros = {name: [1e6 * seconds / calls for seconds in values] for name, values in spent.items()}
     ours = micros["kling_voice"]
     figures = [
         Figure(
@@ -140,7 +138,9 @@ async def _measure(url: str, calls: int, rounds: int) -> dict[str, list[float]]:
             "replicate": lambda: replicate_client.predictions.async_get(ID),
             "openai": lambda: open_ai.batches.retrieve(ID),
         }
-        return await cpu_in_turn({name: _often(side, calls) for name, side in sides.items()}, rounds)
+        return await cpu_in_turn(
+            {name: _often(side, calls) for name, side in sides.items()}, rounds
+        )
 
 
 def _often(call: Callable[[], Awaitable[object]], times: int) -> Side:

@@ -1,22 +1,26 @@
-"""Servers in processes of their own: the emulator, and one that repeats stored answers."""
+"""Servers: the emulator and one of stored answers, in processes of their own; a receiver here."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from multiprocessing.connection import Connection
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from aiohttp import web
 from attrs import frozen
 
 from benchmarks.harness import SPAWN
-from kling_voice import AccessKey, KlingVoiceClient
+from kling_voice import AccessKey, CallbackReceiver, KlingVoiceClient
 from kling_voice.emulator import Emulator, running
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+SECRET = "whsec_dGVzdHNlY3JldHRlc3RzZWNyZXR0ZXN0c2VjcmV0MTI="
+"""The webhook secret of the emulators that send callbacks; the one in the vendor's example."""
 
 
 # --- the emulator ---
@@ -119,6 +123,30 @@ def ends(emulator: Emulator) -> dict[str, float]:
     """Tell when each task ends, by ``time.monotonic``, which all processes share."""
     offset = time.monotonic() - emulator.now()
     return {task.task_id: task.ends + offset for task in emulator.tasks}
+
+
+# --- callbacks ---
+
+
+@asynccontextmanager
+async def served_receiver() -> AsyncIterator[CallbackReceiver]:
+    """Serve a receiver on this machine."""
+    receivers: list[CallbackReceiver] = []
+
+    async def handle(request: web.Request) -> web.Response:
+        return await receivers[0].aiohttp_handler(request)
+
+    app = web.Application()
+    app.router.add_post("/kling", handle)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        receivers.append(CallbackReceiver(SECRET, public_url=f"{site.name}/kling"))
+        yield receivers[0]
+    finally:
+        await runner.cleanup()
 
 
 # --- stored answers ---

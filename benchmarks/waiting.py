@@ -5,22 +5,25 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 
-import aiohttp
 import psutil
-from aiohttp import web
 from attrs import frozen
 
 from benchmarks import byhand
 from benchmarks.harness import Figure, at_most, in_fresh_process, percentile, ratios
-from benchmarks.servers import EmulatorProcess, counts, emulator_process, ends
-from kling_voice import ApiKey, CallbackReceiver, KlingVoiceClient, PollingPolicy
+from benchmarks.servers import (
+    SECRET,
+    EmulatorProcess,
+    counts,
+    emulator_process,
+    ends,
+    served_receiver,
+)
+from kling_voice import ApiKey, KlingVoiceClient, PollingPolicy
 
 TASK_SECONDS = 3.0
 TICK = 0.25
-SECRET = "whsec_dGVzdHNlY3JldHRlc3RzZWNyZXR0ZXN0c2VjcmV0MTI="
 EVERY_TICK = PollingPolicy(initial=TICK, multiplier=1.0, maximum=TICK)
 RARELY = PollingPolicy(initial=20.0, multiplier=1.0, maximum=20.0)
 
@@ -115,7 +118,7 @@ async def _polled(waits: int) -> Waits:
 
 async def _naive(waits: int) -> Waits:
     with emulator_process(task_seconds=TASK_SECONDS) as emulator:
-        async with byhand.session_of(emulator) as session:
+        async with byhand.session_of(emulator.base_url, emulator.api_key) as session:
 
             async def create_and_wait(number: int) -> str:
                 task_id: str = (await byhand.create(session, number))["data"]["task_id"]
@@ -144,30 +147,7 @@ def _create_and_wait(kling: KlingVoiceClient) -> CreateAndWait:
     return create_and_wait
 
 
-@asynccontextmanager
-async def served_receiver() -> AsyncIterator[CallbackReceiver]:
-    """Serve a receiver on this machine."""
-    receivers: list[CallbackReceiver] = []
-
-    async def handle(request: web.Request) -> web.Response:
-        return await receivers[0].aiohttp_handler(request)
-
-    app = web.Application()
-    app.router.add_post("/kling", handle)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        receivers.append(CallbackReceiver(SECRET, public_url=f"{site.name}/kling"))
-        yield receivers[0]
-    finally:
-        await runner.cleanup()
-
-
-async def _measure(
-    emulator: EmulatorProcess, waits: int, create_and_wait: CreateAndWait
-) -> Waits:
+async def _measure(emulator: EmulatorProcess, waits: int, create_and_wait: CreateAndWait) -> Waits:
     returned: dict[str, float] = {}
 
     async def one(number: int) -> None:
@@ -194,7 +174,7 @@ def _crowd(waits: int) -> tuple[float, float]:
 
 
 async def _create(emulator: EmulatorProcess, tasks: int) -> list[str]:
-    async with byhand.session_of(emulator) as session:
+    async with byhand.session_of(emulator.base_url, emulator.api_key) as session:
         envelopes = await asyncio.gather(
             *(byhand.create(session, number) for number in range(tasks))
         )

@@ -228,6 +228,8 @@ class Transport:
         """
         self.check_open()
         seconds = self.timeout if timeout is None else min(timeout, self.timeout)
+        if seconds <= 0:
+            raise RequestTimeoutError(f"{call}: no time is left for another attempt.", sent=False)
         attempt = _Attempt(call, number)
         async with self._gate:
             self.check_open()  # it may have been closed while the call queued

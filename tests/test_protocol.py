@@ -524,6 +524,25 @@ def test_server_time() -> None:
 
 # --- fuzz: whatever comes, only our errors come out ---
 
+FIELDS = [
+    "code",
+    "data",
+    "message",
+    "request_id",
+    "task_id",
+    "task_status",
+    "task_info",
+    "task_result",
+    "voices",
+    "voice_id",
+    "created_at",
+    "final_unit_deduction",
+    "final_balance_deduction",
+    "quota",
+    "external_task_id",
+    "trial_url",
+    "x",
+]
 JSON = st.recursive(
     st.none()
     | st.booleans()
@@ -534,27 +553,7 @@ JSON = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.dictionaries(
-            st.sampled_from(
-                [
-                    "code",
-                    "data",
-                    "message",
-                    "request_id",
-                    "task_id",
-                    "task_status",
-                    "task_info",
-                    "task_result",
-                    "voices",
-                    "voice_id",
-                    "created_at",
-                    "final_unit_deduction",
-                    "final_balance_deduction",
-                    "quota",
-                    "external_task_id",
-                    "trial_url",
-                    "x",
-                ]
-            ),
+            st.sampled_from(FIELDS),
             inner,
             max_size=6,
         )

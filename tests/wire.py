@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -13,6 +15,8 @@ from kling_voice import KlingVoiceClient, RetryPolicy
 MakeClient = Callable[..., KlingVoiceClient]
 BRISK = RetryPolicy(attempts=5, initial=0.001, maximum=0.01, max_elapsed=10.0)
 ONCE = RetryPolicy(attempts=1)
+
+CERTIFICATE = Path(__file__).with_name("localhost.pem")  # for localhost, trusted by nobody
 
 Write = Callable[[asyncio.StreamWriter], Awaitable[None]]
 Answer = bytes | Write
@@ -71,6 +75,7 @@ class Server:
     Args:
         answers: One for each request, the last one for all further ones; or a function of the
             request. Empty bytes close the connection; a coroutine function writes for itself.
+        tls: Whether it speaks TLS, with a certificate that nobody trusts.
 
     Attributes:
         base_url: Where it listens.
@@ -78,8 +83,11 @@ class Server:
         connections: How many connections were made.
     """
 
-    def __init__(self, answers: Sequence[Answer] | Callable[[Request], Answer]) -> None:
+    def __init__(
+        self, answers: Sequence[Answer] | Callable[[Request], Answer], *, tls: bool = False
+    ) -> None:
         self.base_url = ""
+        self._tls = tls
         self.requests: list[Request] = []
         self.connections = 0
         self._answers = answers
@@ -87,9 +95,13 @@ class Server:
         self._handlers: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        context = None
+        if self._tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(CERTIFICATE)
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0, ssl=context)
         port = self._server.sockets[0].getsockname()[1]
-        self.base_url = f"http://127.0.0.1:{port}"
+        self.base_url = f"https://localhost:{port}" if self._tls else f"http://127.0.0.1:{port}"
         return self
 
     async def __aexit__(

@@ -32,12 +32,17 @@ def clean(text: object) -> str:
 
 def say(text: str, *, style: str = "") -> None:
     """Tell something on stderr."""
-    stderr().print(Text(text, style), soft_wrap=True)
+    _put(Text(text, style))
 
 
 def complain(text: str) -> None:
     """Tell an error on stderr."""
-    stderr().print(Text.assemble(("Error: ", "bold red"), clean(text)), soft_wrap=True)
+    _put(Text.assemble(("Error: ", "bold red"), clean(text)))
+
+
+def _put(text: Text) -> None:
+    console = stderr()
+    console.print(text, soft_wrap=not console.is_terminal)  # a line of a log stays one line
 
 
 def show(text: str | Text) -> None:

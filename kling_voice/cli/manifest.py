@@ -135,7 +135,7 @@ def read_csv(text: str) -> Iterator[Row | Problem]:
 def _bad_header(columns: list[str]) -> str | None:
     for column in columns:
         if column not in COLUMNS:
-            return f"names no column {column!r}; the columns are {', '.join(COLUMNS)}"
+            return f"{column!r} is no column; the columns are {', '.join(COLUMNS)}"
     if len(set(columns)) < len(columns):
         return "names a column twice"
     return None if "voice_name" in columns else "must name the column voice_name"
@@ -156,9 +156,7 @@ def read_json_lines(text: str) -> Iterator[Row | Problem]:
         if not isinstance(value, dict):
             yield Problem(where, "is not a JSON object")
         elif unknown := sorted(set(value) - set(COLUMNS)):
-            yield Problem(
-                where, f"has no field {unknown[0]!r}; the fields are {', '.join(COLUMNS)}"
-            )
+            yield Problem(where, f"{unknown[0]!r} is no field; the fields are {', '.join(COLUMNS)}")
         elif wrong := [name for name, item in value.items() if not isinstance(item, str | None)]:
             yield Problem(where, f"{wrong[0]} must be a string")
         else:

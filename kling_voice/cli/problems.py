@@ -46,6 +46,13 @@ def report(error: Exception) -> int:
     raise error
 
 
+def reason(error: BaseException) -> str:
+    """Tell in a few words why one voice of many failed."""
+    if isinstance(error, TaskFailedError) and error.task is not None:
+        return error.task.task_status_msg or "the vendor gives no reason"
+    return in_words(error)
+
+
 def in_words(error: BaseException) -> str:
     """Tell an error in the words of the command line."""
     text = str(error) or type(error).__name__

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from attrs import define
+from attrs import define, field
 from rich.text import Text
 
 from kling_voice.cli.connection import connected, host_url
 from kling_voice.cli.console import clean, complain, say, show, show_json
 from kling_voice.cli.manifest import Entry, read_manifest
-from kling_voice.cli.problems import DONE, FAILED, INTERRUPTED, UsageError, report
+from kling_voice.cli.problems import DONE, FAILED, INTERRUPTED, UsageError, reason, report
 from kling_voice.cli.progress import Progress, duration
 from kling_voice.cli.results import Line, ResultsFile, keep, line_of, load_results
 from kling_voice.cli.views import show_rows
@@ -42,6 +42,7 @@ class Run:
         host: The bucket for recordings.
         emulator: Whether to start an emulator.
         units: Deducted for the results of this run.
+        reasons: Why requests failed, in a few words, by their ids.
     """
 
     batch_id: str
@@ -53,6 +54,7 @@ class Run:
     host: str | None
     emulator: bool
     units: Decimal = Decimal(0)
+    reasons: dict[str, str] = field(factory=dict)
 
     @property
     def voices(self) -> int:
@@ -95,10 +97,12 @@ class Run:
                     self.results.append(external_task_id, line)
                     if result.task is not None:
                         self.units += result.task.final_unit_deduction or 0
+                    if result.error is not None:
+                        self.reasons[external_task_id] = reason(result.error)
                     progress.result(
-                        line["voice_name"],
+                        result.request.voice_name,
                         voice_id=line["voice_id"],
-                        why=str(result.error),
+                        why=self.reasons.get(external_task_id, ""),
                     )
 
     def summary(self, seconds: float) -> dict[str, Any]:
@@ -116,20 +120,27 @@ class Run:
     def show(self, seconds: float) -> None:
         """Tell people how it ended: a table, or the failures of a large batch, and the figures."""
         if len(self.entries) <= _ROWS:
-            show_rows(
-                ["voice_name", "task_status", "voice_id"],
-                [_row(entry, self._line(entry)) for entry in self.entries],
-            )
+            show_rows(["voice_name", "task_status", "voice_id"], map(self._row, self.entries))
         else:
-            for line in self.failures[:_REASONS]:
-                show(clean(f"{line['voice_name']}: {line['error']['message']}"))
-            if len(self.failures) > _REASONS:
-                show(f"… and {len(self.failures) - _REASONS} more failures")
+            failed = [entry for entry in self.entries if entry.external_task_id in self.reasons]
+            for entry in failed[:_REASONS]:
+                why = self.reasons[entry.external_task_id]
+                show(clean(f"{entry.where}, {entry.request.voice_name}: {why}"))
+            if len(failed) > _REASONS:
+                show(f"… and {len(failed) - _REASONS} more failures")
         show(
             f"{_count(self.voices, 'voice')}, {_count(len(self.failures), 'failure')},"
             f" {self.units} units deducted, {duration(seconds)} passed."
         )
         show(clean(f"Results: {self.results.path} (batch id {self.batch_id!r})"))
+
+    def _row(self, entry: Entry) -> list[Text]:
+        voice_id = self._line(entry).get("voice_id")
+        why = self.reasons.get(entry.external_task_id, "")
+        status = Text("not done", "yellow")
+        if voice_id or why:
+            status = Text("succeed", "green") if voice_id else Text("failed", "red")
+        return [Text(clean(entry.request.voice_name)), status, Text(clean(voice_id or why))]
 
 
 def run_batch(
@@ -231,14 +242,6 @@ def _read(manifest: Path, batch_id: str) -> list[Entry]:
 def _is_local() -> bool:
     """Tell whether the environment points to a server on this machine."""
     return is_loopback(urlsplit(os.environ.get("KLING_BASE_URL") or "").hostname or "")
-
-
-def _row(entry: Entry, line: Line) -> list[Text]:
-    status = Text("not done", "yellow")
-    if line:
-        status = Text("succeed", "green") if line["voice_id"] else Text("failed", "red")
-    last = line.get("voice_id") or (line.get("error") or {}).get("message") or ""
-    return [Text(clean(entry.request.voice_name)), status, Text(clean(last))]
 
 
 def _count(number: int, what: str) -> str:

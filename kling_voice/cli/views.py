@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 from rich import box
@@ -14,9 +15,12 @@ from kling_voice.models import TaskStatus, VoiceTask, make_converter
 _COLOURS = {TaskStatus.SUCCEED: "green", TaskStatus.FAILED: "red"}
 
 
+_converter = cache(make_converter)
+
+
 def as_json(value: Any) -> Any:
     """Give a model as JSON: its fields by the vendor's names."""
-    return make_converter().unstructure(value)
+    return _converter().unstructure(value)
 
 
 def show_task(task: VoiceTask, *, json: bool) -> None:
@@ -53,9 +57,9 @@ def show_tasks(tasks: Sequence[VoiceTask], *, json: bool, presets: bool = False)
         return
     columns = ["voice_name", "voice_id"]
     if not presets:
-        columns = ["voice_name", "task_status", "voice_id", "task_id", "created_at"]
-    if not stdout().is_terminal:
-        columns += ["trial_url"] if presets else ["external_task_id", "trial_url"]
+        columns = ["voice_name", "task_status", "voice_id", "task_id"]
+    if not stdout().is_terminal:  # where there is room
+        columns += ["trial_url"] if presets else ["external_task_id", "created_at", "trial_url"]
     rows = [[_cell(task, column) for column in columns] for task in tasks]
     show_rows(columns, rows, empty="There are none.")
 
@@ -84,7 +88,7 @@ def show_rows(
 def _cell(task: VoiceTask, column: str) -> Text:
     value = getattr(task, column, None) or getattr(task.voice, column, None)
     if column == "created_at":
-        value = _moment(task.created_at, "%Y-%m-%d")
+        value = _moment(task.created_at)
     style = _colour(task) if column == "task_status" else ""
     return Text(clean("" if value is None else value), style)
 
@@ -93,5 +97,5 @@ def _colour(task: VoiceTask) -> str:
     return _COLOURS.get(task.task_status, "yellow")
 
 
-def _moment(moment: datetime | None, form: str = "%Y-%m-%d %H:%M:%S") -> str | None:
-    return moment.astimezone().strftime(form) if moment is not None else None
+def _moment(moment: datetime | None) -> str | None:
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S") if moment is not None else None

@@ -1,0 +1,374 @@
+"""The commands for one voice and the lists, each as a process against an emulator."""
+
+import asyncio
+import os
+import shutil
+import signal
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kling_voice import __version__
+from kling_voice.emulator import Emulator, Faults, recordings
+
+from .support import Run
+
+ADA = recordings()["ada.mp3"]
+URL = "https://example.com/ada.mp3"
+COMMANDS = (
+    *("clone", "create", "get", "wait", "list", "presets", "delete", "download", "batch"),
+    "emulator",
+)
+
+
+# --- help ---
+
+
+async def test_help(kv: Run) -> None:
+    """The help names every command, and each one's own help has an example."""
+    overview, *helps = await asyncio.gather(
+        kv("--help"), *(kv(command, "--help") for command in COMMANDS)
+    )
+    assert overview.status == 0
+    for command, own in zip(COMMANDS, helps, strict=True):
+        assert f" {command} " in overview.out
+        assert (own.status, own.err) == (0, "")
+        assert f"kling-voice {command}" in own.out.partition("Example")[2]
+        assert max(map(len, own.out.splitlines())) <= 80
+
+
+async def test_version_and_completion(kv: Run, tmp_path: Path) -> None:
+    """--version prints it; --install-completion writes a script for the shell."""
+    version, installed = await asyncio.gather(
+        kv("--version"),
+        kv("--install-completion", "--shell", "bash", "--output", "done", HOME=str(tmp_path)),
+    )
+    assert (version.status, version.out) == (0, f"{__version__}\n")
+    assert installed.status == 0
+    assert "clone" in (tmp_path / "done").read_text()
+
+
+# --- one voice ---
+
+
+async def test_clone(kv: Run, server: Emulator) -> None:
+    """A voice is cloned; its task is on stdout, how it got on is on stderr."""
+    shown, told = await asyncio.gather(
+        kv("clone", "Ada", "--voice-url", URL),
+        kv("clone", "Bob", "--video-id", "829", "--external-task-id", "bob-1", "--json"),
+    )
+    assert shown.status == told.status == 0
+    assert "voice_name        Ada" in shown.out
+    assert "\x1b" not in shown.out + shown.err
+    assert "cloning Ada: succeed" in shown.err
+    task = told.json
+    assert task["task_info"]["external_task_id"] == "bob-1"
+    assert task["task_result"]["voices"][0]["voice_name"] == "Bob"
+    assert task["final_unit_deduction"] == "0.05"
+    assert server.created == 2
+
+
+async def test_clone_twice(kv: Run, server: Emulator) -> None:
+    """The same external id gives the same voice, and creates one."""
+    first = await kv("clone", "Ada", "--voice-url", URL, "--external-task-id", "a", "--json")
+    again = await kv("clone", "Ada", "--voice-url", URL, "--external-task-id", "a", "--json")
+    assert first.json["task_id"] == again.json["task_id"]
+    assert server.created == 1
+
+
+@pytest.mark.parametrize("server_options", [{"fetch_samples": True}])
+async def test_clone_a_file(kv: Run, bucket: str, server: Emulator) -> None:
+    """A local recording goes through the bucket to the vendor, and leaves it in the end."""
+    ended = await kv("clone", "Ada", "--voice-file", ADA, "--host", "s3://voices/p", "--json")
+    assert ended.status == 0
+    assert ended.json["task_status"] == "succeed"
+    assert "/voices/p/" in (server.tasks[0].voice_url or "")
+    with urllib.request.urlopen(f"{bucket}?list-type=2") as listing:
+        assert b"<Contents>" not in listing.read()
+
+
+async def test_own_emulator(kv: Run, server: Emulator) -> None:
+    """--emulator works without an account, and leaves the real one alone."""
+    presets, voice = await asyncio.gather(
+        kv("presets", "--emulator", "--json", KLING_API_KEY=""),
+        kv("clone", "Ada", "--voice-file", ADA, "--emulator", KLING_SAMPLE_HOST="s3://not-it"),
+    )
+    assert presets.json[0]["task_result"]["voices"][0]["owned_by"] == "kling"
+    assert voice.status == 0
+    assert not server.requests
+
+
+async def test_create_get_wait_download_delete(kv: Run, server: Emulator, tmp_path: Path) -> None:
+    """A voice's whole life, by either kind of id."""
+    created = await kv("create", "Ada", "--voice-url", URL, "--external-task-id", "ada-1", "--json")
+    assert created.json["task_status"] == "submitted"
+    task_id = created.json["task_id"]
+    assert f"kling-voice wait {task_id}" in created.err
+
+    waited, got = await asyncio.gather(kv("wait", "ada-1", "--json"), kv("get", task_id))
+    assert waited.json["task_status"] == "succeed"
+    assert task_id in got.out
+
+    first, second = await asyncio.gather(
+        kv("download", "ada-1", "t.mp3", "--json"), kv("download", task_id, "u.mp3")
+    )
+    assert first.json == {"path": "t.mp3", "bytes": (tmp_path / "t.mp3").stat().st_size}
+    assert (tmp_path / "t.mp3").read_bytes() == (tmp_path / "u.mp3").read_bytes()
+    assert second.out.startswith("u.mp3: ")
+
+    voice_id = waited.json["task_result"]["voices"][0]["voice_id"]
+    deleted = await kv("delete", voice_id, "--yes", "--json")
+    assert deleted.json == {"voice_id": voice_id, "deleted": True}
+    assert server.tasks[0].deleted
+    again = await kv("delete", voice_id, "--yes")
+    assert again.status == 1
+    assert "code 1201" in again.err
+
+
+@pytest.mark.parametrize("server_options", [{"task_seconds": 600}])
+async def test_task_that_goes_on(kv: Run, server: Emulator, tmp_path: Path) -> None:
+    """What is not done yet is not there yet: status 1, and what to do."""
+    await kv("create", "Ada", "--voice-url", URL, "--external-task-id", "a")
+    waited, told, trial, cloned = await asyncio.gather(
+        kv("wait", "a", "--timeout", "0.2"),
+        kv("wait", "a", "--timeout", "0.2", "--json"),
+        kv("download", "a", "t.mp3"),
+        kv(*"clone Ada --external-task-id a --timeout 0.2 --voice-url".split(), URL, "--json"),
+    )
+    for ended in (waited, told, trial, cloned):
+        assert ended.status == 1
+        assert "kling-voice wait" in ended.err
+        assert len(ended.err.strip().splitlines()) <= 4
+    assert told.json["task_status"] in ("submitted", "processing")
+    assert waited.out == trial.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("server_options", [{"fail_when": lambda body: "two voices found"}])
+async def test_task_that_fails(kv: Run) -> None:
+    """A failed task is status 1 with the vendor's reason; --json gives the task all the same."""
+    shown, told = await asyncio.gather(
+        kv("clone", "Ada", "--voice-url", URL), kv("clone", "Ada", "--voice-url", URL, "--json")
+    )
+    assert (shown.status, shown.out) == (1, "")
+    assert "two voices found" in shown.err
+    assert told.status == 1
+    assert told.json["task_status_msg"] == "two voices found"
+
+
+# --- lists ---
+
+
+async def test_lists(kv: Run, server: Emulator) -> None:
+    """All pages are listed, or so many as asked for; a pipe gets tab-separated lines."""
+    server.preload(1203)
+    tasks, some, few, presets = await asyncio.gather(
+        kv("list", "--json"),
+        kv("list", "--limit", 7, "--json"),
+        kv("list", "--limit", "2"),
+        kv("presets"),
+    )
+    assert len(tasks.json) == 1203
+    assert [task["task_id"] for task in some.json] == [task["task_id"] for task in tasks.json[:7]]
+    header, *rows = few.out.splitlines()
+    assert header.split("\t")[:4] == ["voice_name", "task_status", "voice_id", "task_id"]
+    assert [len(row.split("\t")) for row in rows] == [len(header.split("\t"))] * 2
+    assert "Calm Narrator\t" in presets.out
+
+
+async def test_empty_list(kv: Run) -> None:
+    """An account without voices has an empty list."""
+    shown, told = await asyncio.gather(kv("list"), kv("list", "--json"))
+    assert len(shown.out.splitlines()) == 1
+    assert told.json == []
+
+
+# --- what is wrong ---
+
+USAGE: dict[str, tuple[list[Any], str]] = {
+    "no such command": (["nope"], "Unknown command"),
+    "no such option": (["get", "x", "--nope"], "See: kling-voice get --help"),
+    "no name": (["clone"], "NAME"),
+    "no source": (["clone", "Ada"], "exactly one of --voice-url, --voice-file and --video-id"),
+    "two sources": (["create", "Ada", "--voice-url", URL, "--video-id", "1"], "exactly one"),
+    "long name": (["clone", "x" * 21, "--voice-url", URL], "1 to 20 characters"),
+    "bad url": (["clone", "Ada", "--voice-url", "ftp://x"], "http(s) URL"),
+    "no file": (["clone", "Ada", "--voice-file", "no.mp3"], "'no.mp3' does not exist"),
+    "bad file": (["clone", "Ada", "--voice-file", __file__], "its name must end in .mp3"),
+    "no host": (["clone", "Ada", "--voice-file", ADA], "--host s3://bucket/prefix"),
+    "bad host": (
+        ["clone", "Ada", "--voice-file", ADA, "--host", "ftp://x/y"],
+        "s3://bucket/prefix",
+    ),
+    "bad timeout": (["wait", "x", "--timeout", "-1"], "--timeout"),
+    "no number": (["wait", "x", "--timeout", "soon"], "--timeout"),
+    "NaN": (["wait", "x", "--timeout", "nan"], "timeout"),
+    "bad limit": (["list", "--limit", "0"], "--limit"),
+    "bad id": (["get", ".."], "must not be '..'"),
+    "empty id": (["wait", ""], "non-empty"),
+    "unconfirmed": (["delete", "x"], "--yes"),
+    "no path": (["download", "x"], "PATH"),
+    "bad port": (["emulator", "--port", "99999"], "--port"),
+    "bad faults": (["emulator", "--faults", "2"], "--faults"),
+    "bad sample": (["emulator", "--sample", "no.mp3"], "no.mp3 is not a file"),
+    "bad secret": (["emulator", "--webhook-secret", "?"], "secret"),
+}
+
+
+@pytest.mark.parametrize("half", [0, 1])
+async def test_usage(kv: Run, server: Emulator, half: int) -> None:
+    """What cannot be carried out as given is status 2, in a few words, before anything is sent."""
+    cases = list(USAGE.items())[half::2]
+    ends = await asyncio.gather(*(kv(*arguments) for _, (arguments, _) in cases))
+    for (case, (_, told)), ended in zip(cases, ends, strict=True):
+        assert (case, ended.status, ended.out) == (case, 2, "")
+        assert ended.err.startswith("Error: ")
+        assert told in ended.err
+        assert len(ended.err.splitlines()) <= 2
+    assert not server.requests
+
+
+async def test_settings(kv: Run, server: Emulator, unused_tcp_port: int) -> None:
+    """Wrong settings tell what to set; a refused key is status 1 with its code."""
+    nothing, half, host, unknown, nobody = await asyncio.gather(
+        kv("list", KLING_API_KEY=""),
+        kv("list", KLING_API_KEY="", KLING_ACCESS_KEY="a"),
+        kv("list", KLING_BASE_URL="http://example.com"),
+        kv("list", KLING_API_KEY="not-it"),
+        kv("delete", "x", "--yes", KLING_BASE_URL=f"http://127.0.0.1:{unused_tcp_port}"),
+    )
+    assert nothing.status == half.status == host.status == 2
+    assert "KLING_API_KEY" in nothing.err
+    assert "KLING_SECRET_KEY" in half.err
+    assert "https" in host.err
+    assert unknown.status == nobody.status == 1
+    assert "code 1000" in unknown.err
+    assert "request_id" in unknown.err
+    assert "no usable answer" in nobody.err
+
+
+async def test_download_problems(kv: Run, server: Emulator, tmp_path: Path) -> None:
+    """A folder is no file: status 2; a trial that has expired says how long they live."""
+    await kv("create", "Ada", "--voice-url", URL, "--external-task-id", "a")
+    server.advance(1)
+    (folder,) = await asyncio.gather(kv("download", "a", tmp_path))
+    assert (folder.status, folder.out) == (2, "")
+    assert "is a folder" in folder.err
+    server.advance(31 * 86400)
+    expired, missing = await asyncio.gather(
+        kv("download", "a", "t.mp3"), kv("download", "none", "t.mp3")
+    )
+    assert expired.status == missing.status == 1
+    assert "30 days" in expired.err
+    assert "code 1203" in missing.err
+
+
+async def test_unknown_outcome(kv: Run, server: Emulator) -> None:
+    """When it is not known whether a voice was created, the command to find out is told."""
+    server.faults = Faults(rate=1, kinds=["reset_before"])
+    ended = await kv("create", "Ada", "--voice-url", URL, "--external-task-id", "ada-1")
+    assert ended.status == 1
+    assert "--external-task-id 'ada-1'" in ended.err
+
+
+async def test_reader_that_leaves(kv: Run, environment: dict[str, str], server: Emulator) -> None:
+    """A pipe that is closed early ends the command without a word."""
+    server.preload(3000)
+    process = await asyncio.create_subprocess_shell(
+        f"{sys.executable} -m kling_voice.cli list --json | head -n 1",
+        env=environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    assert (out, err) == (b"[\n", b"")
+
+
+@pytest.mark.parametrize("missing", ["cyclopts", "rich"])
+async def test_missing_extra(missing: str) -> None:
+    """Without the extra, the command says how to install it."""
+    code = f"import sys; sys.modules[{missing!r}] = None; from kling_voice.cli import main; "
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-c", f"{code}sys.exit(main(['list']))"),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, err = await process.communicate()
+    assert process.returncode == 2
+    assert err.decode() == (
+        f"Error: the command line needs {missing}: pip install 'kling-voice[cli]'\n"
+    )
+
+
+@pytest.mark.parametrize("server_options", [{"task_seconds": 600}])
+async def test_interrupted_clone(environment: dict[str, str], server: Emulator) -> None:
+    """Ctrl-C is status 130, and tells how to get the voice that may have been created."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "kling_voice.cli", "clone", "Ada", "--voice-url", URL),
+        env=environment,
+        stderr=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    for _ in range(500):
+        if server.created:
+            break
+        await asyncio.sleep(0.02)
+    await asyncio.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, err = await process.communicate()
+    assert (process.returncode, out) == (130, b"")
+    assert f"--external-task-id {server.tasks[0].external_task_id}" in err.decode()
+    assert "Traceback" not in err.decode()
+
+
+# --- the emulator ---
+
+
+async def test_emulator(environment: dict[str, str], kv: Run, tmp_path: Path) -> None:
+    """The emulator serves until it is interrupted, and other commands work with it."""
+    shutil.copy(ADA, tmp_path / "mine.mp3")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "kling_voice.cli", "emulator", "--port", "0", "--task-seconds", "0.1"),
+        *("--faults", "0.2", "--concurrency-limit", "2", "--sample", "mine.mp3"),
+        env=environment,
+        cwd=tmp_path,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    greeting = b""
+    while b"mine.mp3: " not in greeting:
+        greeting += await asyncio.wait_for(process.stdout.readline(), 10)
+    exports = [line.split("=", 1) for line in greeting.decode().splitlines() if "export" in line]
+    settings = {name.removeprefix("export "): value for name, value in exports if name[0] == "e"}
+    sample = greeting.decode().rpartition("mine.mp3: ")[2].strip()
+    ended = await kv("clone", "Me", "--voice-url", sample, "--json", KLING_API_KEY="", **settings)
+    assert ended.json["task_status"] == "succeed"
+    process.send_signal(signal.SIGINT)
+    _, err = await process.communicate()
+    assert (process.returncode, err) == (0, b"")
+
+
+async def test_emulator_for_programs(environment: dict[str, str], kv: Run) -> None:
+    """--json tells a program where the emulator is, and how to log in; a taken port is told."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "kling_voice.cli", "emulator", "--port", "0", "--json"),
+        env=environment,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    text = await asyncio.wait_for(process.stdout.readuntil(b"\n}\n"), 10)
+    port = text.decode().partition("127.0.0.1:")[2].partition('"')[0]
+    assert b'"api_key": ' in text
+    taken = await kv("emulator", "--port", port)
+    assert taken.status == 2
+    assert f"Port {port} cannot be used" in taken.err
+    process.send_signal(signal.SIGTERM if os.name == "posix" else signal.SIGINT)
+    await process.communicate()
+    assert process.returncode == 0

@@ -1,0 +1,230 @@
+"""The results file: its lines, and what the next run makes of them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kling_voice.cli.problems import UsageError
+from kling_voice.cli.results import (
+    Line,
+    ResultsFile,
+    keep,
+    line_of,
+    load_results,
+    parse_results,
+    request_of,
+)
+from kling_voice.errors import BadRequestError, SampleError, TaskFailedError
+from kling_voice.identity import batch_prefix
+from kling_voice.models import (
+    CloneResult,
+    TaskInfo,
+    TaskResult,
+    TaskStatus,
+    Voice,
+    VoiceRequest,
+    VoiceTask,
+)
+
+PREFIX = batch_prefix("batch")
+REQUEST = VoiceRequest("Ada", voice_url="https://example.com/a.mp3", key="k")
+VOICE = Voice("9", "Ada", "https://example.com/t.mp3?sign=1")
+TASK = VoiceTask("8", TaskStatus.SUCCEED, None, TaskInfo(f"{PREFIX}a"), TaskResult((VOICE,)))
+FAILED = VoiceTask("7", TaskStatus.FAILED, "noise", TaskInfo(f"{PREFIX}b-r1"))
+
+
+def line(external_task_id: str, *, voice: str | None = "9", url: str = "https://e.com/t") -> Line:
+    """Make a line of a voice, or of a failure."""
+    error = None if voice else {"type": "TaskFailedError"}
+    return {
+        "voice_name": "Ada",
+        "key": "k",
+        "external_task_id": external_task_id,
+        "task_id": "8",
+        "task_status": "succeed",
+        "voice_id": voice,
+        "trial_url": url if voice else None,
+        "error": error,
+    }
+
+
+def dump(*lines: Any) -> bytes:
+    """Give lines as a file has them."""
+    return b"".join(json.dumps(each).encode() + b"\n" for each in lines)
+
+
+def test_line_of_a_voice() -> None:
+    """A voice's line has its ids and its trial, and no error."""
+    assert line_of(CloneResult(REQUEST, TASK, VOICE, None), "derived") == {
+        "voice_name": "Ada",
+        "key": "k",
+        "external_task_id": f"{PREFIX}a",
+        "task_id": "8",
+        "task_status": "succeed",
+        "voice_id": "9",
+        "trial_url": "https://example.com/t.mp3?sign=1",
+        "error": None,
+    }
+
+
+def test_line_of_a_failed_task() -> None:
+    """A failed task's line has its last task's ids and the reason."""
+    error = TaskFailedError("Task 7 failed: noise.", task=FAILED)
+    made = line_of(CloneResult(REQUEST, FAILED, None, error), "derived")
+    assert (made["task_id"], made["task_status"], made["voice_id"]) == ("7", "failed", None)
+    assert made["external_task_id"] == f"{PREFIX}b-r1"
+    assert made["error"]["type"] == "TaskFailedError"
+    assert "noise" in made["error"]["message"]
+
+
+def test_line_of_a_refusal() -> None:
+    """A refused create's line has the code, the request's id and the outcome."""
+    error = BadRequestError("taken", code=1201, request_id="r", http_status=400)
+    error.external_task_id, error.outcome = "mine", "not_created"
+    made = line_of(CloneResult(REQUEST, None, None, error), "derived")
+    assert made["external_task_id"] == "mine"
+    assert made["error"]["code"] == 1201
+    assert made["error"]["request_id"] == "r"
+    assert made["error"]["outcome"] == "not_created"
+
+
+def test_line_without_a_task() -> None:
+    """Where nothing was sent, the line has the id that the request would have had."""
+    made = line_of(CloneResult(REQUEST, None, None, SampleError("too short")), "derived")
+    assert (made["external_task_id"], made["task_id"], made["task_status"]) == (
+        "derived",
+        None,
+        None,
+    )
+    assert (made["error"]["code"], made["error"]["outcome"]) == (None, None)
+
+
+def test_requests_of_lines() -> None:
+    """A line is its request's, whichever try it is of."""
+    ids = {"a", "b-r1", "c-rx"}
+    for given, found in {
+        "a": "a",
+        "a-r1": "a",
+        "a-r12": "a",
+        "b-r1": "b-r1",
+        "b-r1-r2": "b-r1",
+        "b": None,
+        "a-rx": None,
+        "c-rx": "c-rx",
+        "": None,
+    }.items():
+        assert request_of(line(given), ids) == found
+
+
+def test_unfinished_line_is_dropped() -> None:
+    """What a killed run left of its last line does not count; a file of nothing else is empty."""
+    whole = dump(line("a"), line("b"))
+    assert parse_results(whole, "f") == [line("a"), line("b")]
+    for cut in range(1, len(dump(line("b")))):
+        assert parse_results(whole[:-cut], "f") == [line("a")]
+    assert parse_results(b"", "f") == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"voice_name,voice_url\nAda,x\n",
+        b"voice_name,voice_url",
+        b'{"voice_name": "Ada"}\n',
+        dump(line("a")) + b"\n",
+        dump(line("a"), [1]),
+        dump(line("a") | {"external_task_id": None}),
+        b"\xff\xfe\n",
+        b"[" * 100_000 + b"\n",
+    ],
+    ids=["csv", "text", "manifest", "blank", "array", "no id", "binary", "deep"],
+)
+def test_other_files_are_left_alone(content: bytes) -> None:
+    """A file that is no results file is refused, never overwritten."""
+    with pytest.raises(UsageError, match=r"^f exists.*name another --output"):
+        parse_results(content, "f")
+
+
+def test_voices_stay_and_failures_go() -> None:
+    """Voices are kept, of requests that have left the manifest too; failures are tried again."""
+    lines = [
+        line(f"{PREFIX}a"),
+        line(f"{PREFIX}b", voice=None),
+        line(f"{PREFIX}gone"),
+        line(f"{PREFIX}gone-too", voice=None),
+        line("mine"),
+        line(f"{PREFIX}c-r1"),
+    ]
+    kept = keep(
+        lines,
+        {f"{PREFIX}a", f"{PREFIX}b", f"{PREFIX}c", "mine"},
+        PREFIX,
+        "f",
+        emulated=False,
+    )
+    assert list(kept) == [f"{PREFIX}a", f"{PREFIX}gone", "mine", f"{PREFIX}c"]
+
+
+def test_one_line_for_each_request() -> None:
+    """Of several lines of one request the last voice stays."""
+    lines = [line(f"{PREFIX}a", voice="1"), line(f"{PREFIX}a-r1", voice="2")]
+    kept = keep(lines, {f"{PREFIX}a"}, PREFIX, "f", emulated=False)
+    assert [each["voice_id"] for each in kept.values()] == ["2"]
+
+
+def test_another_batch() -> None:
+    """Results of another batch are refused, so that two never share a file."""
+    other = f"{batch_prefix('other')}a"
+    with pytest.raises(UsageError, match="another batch"):
+        keep([line(other)], {f"{PREFIX}a"}, PREFIX, "f", emulated=False)
+
+
+@pytest.mark.parametrize("emulated", [True, False])
+def test_emulated_voices_are_not_real(emulated: bool) -> None:
+    """An emulator's voices never pass for the vendor's, nor the other way round."""
+    local = line(f"{PREFIX}a", url="http://127.0.0.1:8080/t.mp3")
+    real = line(f"{PREFIX}a")
+    assert keep([local if emulated else real], {}, PREFIX, "f", emulated=emulated)
+    with pytest.raises(UsageError, match="holds results of"):
+        keep([real if emulated else local], {}, PREFIX, "f", emulated=emulated)
+
+
+def test_file(tmp_path: Path) -> None:
+    """Lines are on the disk the moment they are appended, after those that were kept."""
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(dump(line("a"), line("b", voice=None)) + b'{"half')
+    with ResultsFile(path, {"a": line("a")}) as file:
+        assert load_results(path) == [line("a")]
+        file.append("b", line("b") | {"voice_name": "名\ud800"})
+        assert load_results(path)[1]["voice_name"] == "名\ud800"
+        assert set(file.lines) == {"a", "b"}
+    assert [each.name for each in tmp_path.iterdir()] == ["r.jsonl"]
+    assert "名" in path.read_text(encoding="utf-8")
+
+
+def test_good_file_is_not_touched(tmp_path: Path) -> None:
+    """A file that needs no change keeps its inode: nothing can get lost."""
+    path = tmp_path / "r.jsonl"
+    with ResultsFile(path, {}) as file:
+        file.append("a", line("a"))
+    before = path.stat().st_ino
+    with ResultsFile(path, {"a": line("a")}):
+        assert path.stat().st_ino == before
+
+
+@pytest.mark.parametrize("name", ["folder", "none/r.jsonl"])
+def test_bad_path(tmp_path: Path, name: str) -> None:
+    """A path that cannot be written is told before anything is created."""
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UsageError, match="cannot be written"):
+        ResultsFile(tmp_path / name, {}).__enter__()
+    assert [each.name for each in tmp_path.iterdir()] == ["folder"]
+
+
+def test_unreadable(tmp_path: Path) -> None:
+    """A folder in the results' place is told; no file at all means no results."""
+    with pytest.raises(UsageError, match="cannot be read: Is a directory"):
+        load_results(tmp_path)
+    assert load_results(tmp_path / "none") == []
