@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, ExitStack, aclosing, asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import ExitStack, aclosing
 from heapq import heapify, heapreplace
 
 from attrs import frozen
@@ -165,27 +165,28 @@ def run(*, quick: bool) -> list[Figure]:
     for number in range(rounds):
         for name, contestant in CONTESTANTS.items():
             sizes = [Size(*size, Durations(mean, seed=number)) for size in SIZES]
-            for size, one in zip(sizes, asyncio.run(_run_side_by_side(contestant, sizes))):
+            some = asyncio.run(_run_side_by_side(contestant, sizes))
+            for size, one in zip(sizes, some, strict=True):
                 runs.setdefault((name, str(size)), []).append(one)
     figures: list[Figure] = []
-    for (name, size), some in runs.items():
+    for (name, account), measured in runs.items():
         ours = name in _EFFICIENCY_GOALS
-        where = f"{size}: {name}"
+        where = f"{account}: {name}"
         figures += [
             Figure(
                 "batches",
                 f"oracle's wall time / of {where}",
-                [one.efficiency for one in some],
+                [one.efficiency for one in measured],
                 goal=_EFFICIENCY_GOALS.get(name),
             ),
             Figure(
                 "batches",
                 f"refusals a voice, {where}",
-                [one.refusals for one in some],
+                [one.refusals for one in measured],
                 "",
                 at_most(0.3) if ours else None,
             ),
-            Figure("batches", f"requests a voice, {where}", [one.requests for one in some], ""),
+            Figure("batches", f"requests a voice, {where}", [one.requests for one in measured], ""),
         ]
     return figures
 
@@ -204,7 +205,10 @@ async def _run_side_by_side(contestant: Contestant, sizes: list[Size]) -> list[R
             for size in sizes
         ]
         return await asyncio.gather(
-            *(_timed(contestant, emulator, size) for emulator, size in zip(emulators, sizes))
+            *(
+                _timed(contestant, emulator, size)
+                for emulator, size in zip(emulators, sizes, strict=True)
+            )
         )
 
 

@@ -10,8 +10,8 @@ from decimal import Decimal
 from attrs import asdict
 from pydantic import BaseModel, ConfigDict
 
+from benchmarks.answers import TASK
 from benchmarks.harness import Figure, at_most, cpu_in_turn, ratios
-from benchmarks.overhead import TASK
 from kling_voice import TaskStatus, VoiceTask, protocol
 
 TASKS = 1000

@@ -6,7 +6,7 @@ import gc
 import multiprocessing
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -33,6 +33,10 @@ class Goal:
         return value <= self.bound if self.sense == "<=" else value >= self.bound
 
 
+def _row(values: Iterable[float]) -> tuple[float, ...]:
+    return tuple(values)
+
+
 @frozen
 class Figure:
     """One measured number.
@@ -48,7 +52,7 @@ class Figure:
 
     benchmark: str
     what: str
-    values: tuple[float, ...] = field(converter=tuple)
+    values: tuple[float, ...] = field(converter=_row)
     unit: str = "x"
     goal: Goal | None = None
     note: str = ""
@@ -91,8 +95,12 @@ async def cpu_in_turn(sides: Mapping[str, Side], rounds: int) -> dict[str, list[
     """Measure the CPU seconds of each side, one after the other, many times over.
 
     Every round begins with another side, so that none is always the one that runs on a warm or a
-    throttled processor. A first round is run and not counted.
+    throttled processor. A first round is run and not counted. What was imported so far is kept out
+    of the garbage collector's sight: the more SDKs there are in this process, the more it would
+    charge to each.
     """
+    gc.collect()
+    gc.freeze()
     spent: dict[str, list[float]] = {name: [] for name in sides}
     names = list(sides)
     for number in range(rounds + 1):

@@ -8,41 +8,16 @@ from collections.abc import Awaitable, Callable
 
 import aiohttp
 import openai
-import replicate
 import runwayml
+from replicate.client import Client as ReplicateClient
 
+from benchmarks.answers import ID, TASK
 from benchmarks.harness import Figure, Side, at_most, cpu_in_turn, ratios
 from benchmarks.servers import answering_process
 from kling_voice import ApiKey, KlingVoiceClient
 
-ID = "829877301929783311"
 KEY = "a-key-that-opens-nothing"
 
-TASK = {
-    "code": 0,
-    "message": "SUCCEED",
-    "request_id": "e2f3a4b5-0000-4c6d-8e7f-123456789abc",
-    "data": {
-        "task_id": ID,
-        "task_status": "succeed",
-        "task_status_msg": "",
-        "task_info": {"external_task_id": "kv-0123456789abcdef0123456789abcdef"},
-        "task_result": {
-            "voices": [
-                {
-                    "voice_id": "929877301929783312",
-                    "voice_name": "Ada",
-                    "trial_url": "https://cdn.example.com/trials/829877301929783311.mp3?sign=0",
-                    "owned_by": "28a1c7d2f0",
-                }
-            ]
-        },
-        "final_unit_deduction": "0.05",
-        "final_balance_deduction": {"quota": "0.05", "list_price": "0.07"},
-        "created_at": 1781080778802,
-        "updated_at": 1781080787154,
-    },
-}
 RUNWAY_TASK = {
     "id": ID,
     "status": "SUCCEEDED",
@@ -125,7 +100,7 @@ async def _measure(url: str, calls: int, rounds: int) -> dict[str, list[float]]:
         runwayml.AsyncRunwayML(api_key=KEY, base_url=url) as runway,
         openai.AsyncOpenAI(api_key=KEY, base_url=f"{url}/v1") as open_ai,
     ):
-        replicate_client = replicate.Client(api_token=KEY, base_url=url)
+        replicate = ReplicateClient(api_token=KEY, base_url=url)
 
         async def raw() -> object:
             async with session.get(url + TASK_PATH) as response:
@@ -135,7 +110,7 @@ async def _measure(url: str, calls: int, rounds: int) -> dict[str, list[float]]:
             "aiohttp": raw,
             "kling_voice": lambda: kling.get_task(ID),
             "runwayml": lambda: runway.tasks.retrieve(ID),
-            "replicate": lambda: replicate_client.predictions.async_get(ID),
+            "replicate": lambda: replicate.predictions.async_get(ID),
             "openai": lambda: open_ai.batches.retrieve(ID),
         }
         return await cpu_in_turn(

@@ -65,7 +65,8 @@ def emulator_process(**options: Any) -> Iterator[EmulatorProcess]:
     process = SPAWN.Process(target=_serve_emulator, args=(theirs, options), daemon=True)
     process.start()
     try:
-        yield EmulatorProcess(*ours.recv(), ours)
+        base_url, credentials, api_key = ours.recv()
+        yield EmulatorProcess(base_url, credentials, api_key, pipe=ours)
     finally:
         ours.send(None)
         process.join()

@@ -31,7 +31,6 @@ from benchmarks.servers import (
 from kling_voice import (
     AccessKey,
     CloneResult,
-    KlingError,
     KlingVoiceClient,
     PollingPolicy,
     RetryPolicy,
@@ -44,7 +43,12 @@ FAULT_RATE = 0.2
 BAD_EVERY = 50  # every 50th voice is made to fail
 LIMITS = (8, 150)  # between which the account's limit moves
 MOVE_SECONDS = 0.5
-RUNS_BEYOND_KILLS = 10  # a run that ended with an error is started again so often
+GLANCE_SECONDS = 0.05  # between two looks at whether a kill is due
+STOPS = 20  # a run that ended with an error is started again at most so often
+
+_DONE = ("", "")
+_FAILED = TaskFailedError.__name__
+_Message = tuple[str, str]  # a source, and what became of it
 
 
 @frozen
@@ -137,9 +141,12 @@ def _fails_by_design(body: Mapping[str, Any]) -> str | None:
     return "no clear voice" if body["voice_url"].endswith("/bad.mp3") else None
 
 
-def _move(emulator: Emulator, limit: int, occupied: int) -> int:
-    """Change the limit, and the slots that another process holds; give the tasks created."""
+def _move(emulator: Emulator, limit: int, occupied: int) -> None:
+    """Change the limit, and the slots that another process holds."""
     emulator.concurrency_limit, emulator.occupied = limit, occupied
+
+
+def _created(emulator: Emulator) -> int:
     return emulator.created
 
 
@@ -191,15 +198,11 @@ async def _clone(pipe: Connection, base_url: str, credentials: AccessKey, voices
             polling=PollingPolicy(initial=0.5, multiplier=1.0, maximum=0.5),
             callbacks=receiver,
         ) as kling,
+        aclosing(kling.clone_voices(_requests(voices), batch_id="soak")) as results,
     ):
-        try:
-            async with aclosing(kling.clone_voices(_requests(voices), batch_id="soak")) as results:
-                async for result in results:
-                    pipe.send((result.request.voice_url, _word(result)))
-        except KlingError as error:
-            pipe.send((None, repr(error)))
-            return
-    pipe.send(None)
+        async for result in results:
+            pipe.send((result.request.voice_url, _word(result)))
+    pipe.send(_DONE)
 
 
 def _word(result: CloneResult) -> str:
@@ -214,8 +217,7 @@ class _Overseer:
 
     Attributes:
         killed: How often the worker was killed.
-        stopped: How often it ended with an error of its own.
-        errors: What the runs told as errors, apart from tasks that were made to fail.
+        stopped: How often it ended, or told results, with an error that was not made on purpose.
     """
 
     def __init__(
@@ -223,28 +225,28 @@ class _Overseer:
     ) -> None:
         self.killed = 0
         self.stopped = 0
-        self.errors: Counter[str] = Counter()
         self._emulator = emulator
         self._voices = voices
         self._kills = kills
         self._draws = draws
+        self._glance_at = 0.0
+        self._move_at = 0.0
 
     def run(self) -> dict[str, str]:
         """Run the batch to its end; give what the last run told of each source."""
-        while True:
-            told, finished = self._run_once()
-            wrong = {
-                url: word
-                for url, word in told.items()
-                if not word.isdigit() and word != TaskFailedError.__name__
-            }
-            if finished and not wrong:
-                return told
-            self.errors.update(wrong.values())
-            if self.stopped > RUNS_BEYOND_KILLS:
-                return told
+        last: dict[str, str] = {}
+        while self.stopped <= STOPS:
+            told = self._run_once()
+            if told is None:
+                continue
+            last = told
+            if all(word.isdigit() or word == _FAILED for word in told.values()):
+                break
+            self.stopped += 1
+        return last
 
-    def _run_once(self) -> tuple[dict[str, str], bool]:
+    def _run_once(self) -> dict[str, str] | None:
+        """Run the batch; give what it told, or ``None`` if it did not come to its end."""
         ours, theirs = SPAWN.Pipe(duplex=False)
         worker = SPAWN.Process(
             target=_work,
@@ -253,45 +255,35 @@ class _Overseer:
         worker.start()
         theirs.close()
         told: dict[str, str] = {}
-        finished = False
-        deadline = time.monotonic()
         try:
-            while not finished:
-                if ours.poll(max(0.0, deadline - time.monotonic())):
-                    message = ours.recv()
-                    finished = message is None
-                    if message is not None and message[0] is None:
-                        self.stopped += 1
-                        self.errors[message[1]] += 1
+            while not self._is_time_to_kill():
+                while ours.poll(GLANCE_SECONDS):
+                    message: _Message = ours.recv()
+                    if message == _DONE:
+                        return told
+                    told[message[0]] = message[1]
+                    if time.monotonic() >= self._glance_at:
                         break
-                    if message is not None:
-                        told[message[0]] = message[1]
-                else:
-                    deadline = time.monotonic() + MOVE_SECONDS / 10
-                    if self._is_time_to_kill(self._shake()):
-                        self.killed += 1
-                        worker.kill()
-                        break
-        except EOFError:
+            self.killed += 1
+            worker.kill()
+        except EOFError:  # it ended by itself, with an error on its standard error
             self.stopped += 1
-            self.errors["the worker died"] += 1
         finally:
             ours.close()
             worker.join()
-        if finished and any(
-            not word.isdigit() and word != TaskFailedError.__name__ for word in told.values()
-        ):
-            self.stopped += 1
-        return told, finished
+        return None
 
-    def _shake(self) -> int:
-        limit = self._draws.randint(*LIMITS)
-        return self._emulator.ask(_move, limit, self._draws.randint(0, limit // 2))
-
-    def _is_time_to_kill(self, created: int) -> bool:
-        if self.killed >= self._kills:
+    def _is_time_to_kill(self) -> bool:
+        """Move the account's limit now and then; tell whether the next kill is due."""
+        now = time.monotonic()
+        self._glance_at = now + GLANCE_SECONDS
+        if now >= self._move_at:
+            self._move_at = now + MOVE_SECONDS
+            limit = self._draws.randint(*LIMITS)
+            self._emulator.ask(_move, limit, self._draws.randint(0, limit // 2))
+        if self.killed == self._kills:
             return False
-        return created >= self._voices * (self.killed + 1) / (self._kills + 1)
+        return self._emulator.ask(_created) >= self._voices * (self.killed + 1) / (self._kills + 1)
 
 
 # --- the ledger ---
@@ -306,7 +298,7 @@ def _balance(
         url = request.voice_url or ""
         word = told.get(url)
         if url.endswith("/bad.mp3"):
-            failed += word == TaskFailedError.__name__
+            failed += word == _FAILED
         else:
             succeeded += word is not None and word == voice_ids.get(url)
     tasks = Counter(url for url, _ in account.tasks)

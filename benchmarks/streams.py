@@ -14,7 +14,7 @@ from attrs import frozen
 from benchmarks import byhand
 from benchmarks.batches import Durations, requests
 from benchmarks.harness import Figure, at_least, at_most, in_fresh_process, ratios
-from benchmarks.servers import EmulatorProcess, counts, emulator_process
+from benchmarks.servers import counts, emulator_process
 from kling_voice import ApiKey, KlingVoiceClient, PollingPolicy
 
 LIMIT = 500

@@ -7,15 +7,23 @@ duplicate, and is never created again.
 
 import asyncio
 import inspect
+import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterable, Coroutine, Iterable
+from contextlib import aclosing
 from typing import Any
 
 from kling_voice import protocol
 from kling_voice.cloning import Cloner, failure_of, voice_of
-from kling_voice.creating import new_external_task_id
 from kling_voice.errors import ClientClosedError, InvalidRequestError, KlingError, WaitTimeoutError
-from kling_voice.identity import batch_prefix, default_key, derived_id, nth_id, seen_digest
+from kling_voice.identity import (
+    ANY_PREFIX,
+    batch_prefix,
+    default_key,
+    derived_id,
+    nth_id,
+    seen_digest,
+)
 from kling_voice.models import CloneResult, VoiceRequest, VoiceTask
 from kling_voice.paging import pages
 from kling_voice.transport import Transport
@@ -25,6 +33,7 @@ log = logging.getLogger("kling_voice")
 
 LOOK_AHEAD = 8  # requests taken from the source that have no slot yet
 SCAN_ITEMS = 30_000  # of the list, read before a resumed batch begins
+_SCAN_REQUESTS = 60  # since pages may be small
 _SCAN_BLANK_ITEMS = 3_000  # of the list in a row without a task of the batch end the scan
 _SCAN_PAGE = 1000
 
@@ -37,17 +46,22 @@ class Batch:
     Args:
         transport: Reads the list through this.
         cloner: Clones through this.
+        requests: The source.
         batch_id: What the external ids are derived from; ``None`` for random ones.
         concurrency: The caller's own cap on tasks in flight; ``None`` for the account's limit.
         retry_failed: How often a task that ended as failed is tried again.
         timeout: Seconds from an accepted create to the task's end; ``None`` for ever.
         on_update: Told of each change of each task's status.
+
+    Raises:
+        InvalidRequestError: ``requests`` is not iterable.
     """
 
     def __init__(
         self,
         transport: Transport,
         cloner: Cloner,
+        requests: Requests,
         *,
         batch_id: str | None,
         concurrency: int | None,
@@ -55,41 +69,48 @@ class Batch:
         timeout: float | None,
         on_update: OnUpdate | None,
     ) -> None:
+        if not isinstance(requests, Iterable | AsyncIterable):
+            raise InvalidRequestError(
+                "requests must be an iterable or an async iterable of VoiceRequest, not"
+                f" {type(requests).__name__}.",
+                field="requests",
+            )
         self._transport = transport
         self._cloner = cloner
+        self._requests = requests
         self._batch_id = batch_id
-        self._own_cap = None if concurrency is None else asyncio.Semaphore(concurrency)
+        self._concurrency = None if concurrency is None else asyncio.Semaphore(concurrency)
         self._retry_failed = retry_failed
         self._timeout = timeout
         self._on_update = None if on_update is None else self._guard(on_update)
         self._ahead = asyncio.Semaphore(LOOK_AHEAD)
         self._seen: set[bytes] = set()
-        self._existing: dict[str, Any] = {}  # raw items of the list, by external id
+        self._existing: dict[str, str] = {}  # items of the list as JSON, by external id
         self._results: asyncio.Queue[CloneResult | None] = asyncio.Queue()
         self._room = asyncio.Event()  # the consumer keeps up
         self._room.set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._late: set[asyncio.Task[None]] = set()  # they hold slots whose results are given
         self._feeder: asyncio.Task[None] | None = None
         self._last_error: BaseException | None = None  # raised when all taken ones are reported
         self._fatal: BaseException | None = None  # raised at once
 
-    async def run(self, requests: Requests) -> AsyncGenerator[CloneResult, None]:
+    async def run(self) -> AsyncGenerator[CloneResult, None]:
         """Clone the voices; gives each result as it comes.
 
         Raises:
             KlingError: An error that concerns the whole account, or the client was closed.
+            Exception: What the source or ``on_update`` raised.
         """
-        self._feeder = self._start(self._feed(requests))
+        self._transport.check_open()
+        self._feeder = self._start(self._feed())
         try:
-            while True:
-                result = await self._next()
-                if result is None:
-                    break
+            while (result := await self._next()) is not None:
                 yield result
             if self._last_error is not None:
                 raise self._last_error
         finally:
-            running = list(self._tasks)
+            running = [*self._tasks, *self._late]
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
@@ -111,11 +132,14 @@ class Batch:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if task.cancelled():
-            if self._cloner.closed:
-                self._stop(ClientClosedError("The client was closed while a batch was running."))
-        elif (error := task.exception()) is not None:
-            self._stop(error)
+        if not task.cancelled():
+            if (error := task.exception()) is not None:
+                self._stop(error)
+        elif self._cloner.closed:
+            self._stop(ClientClosedError("The client was closed while a batch was running."))
+        elif task is not self._feeder or self._last_error is None:
+            # Not by the batch, unless it is being left; its results must not get lost silently.
+            self._stop(KlingError("A part of the batch was cancelled from outside; run it again."))
         if not self._tasks:
             self._results.put_nowait(None)
 
@@ -141,61 +165,71 @@ class Batch:
 
     # --- the source's side ---
 
-    async def _feed(self, requests: Requests) -> None:
+    async def _feed(self) -> None:
         if self._batch_id is not None:
             await self._scan(batch_prefix(self._batch_id))
-        source = _each(requests)
-        try:
+        async with aclosing(_each(self._requests)) as source:
             while True:
                 await self._room.wait()
                 await self._ahead.acquire()
-                if self._own_cap is not None:
-                    await self._own_cap.acquire()
-                if self._last_error is not None:
+                if self._concurrency is not None:
+                    await self._concurrency.acquire()
+                if self._last_error is not None or self._fatal is not None:
                     return
                 try:
                     request = await anext(source)
                 except StopAsyncIteration:
                     return
                 except Exception as error:  # the caller's own; what was taken is reported first
-                    self._last_error = error
+                    self._last_error = self._last_error or error
                     return
                 self._start(self._clone(request))
-        finally:
-            await source.aclose()
 
     async def _scan(self, prefix: str) -> None:
         """Find what an earlier run has created, as far as the front of the list shows it."""
-        read = blank = 0
+        read = blank = requests = 0
         try:
-            async for envelope in pages(self._transport, protocol.VOICES, _SCAN_PAGE):
-                items = protocol.read_items(envelope)
-                read += len(items)
-                blank += len(items)
-                for item in items:
-                    info = item.get("task_info") if type(item) is dict else None
-                    external = info.get("external_task_id") if type(info) is dict else None
-                    if type(external) is str and external.startswith(prefix):
-                        self._existing[external] = item
-                        blank = 0
-                if read >= SCAN_ITEMS or blank >= _SCAN_BLANK_ITEMS:
-                    return
+            async with aclosing(pages(self._transport, protocol.VOICES, _SCAN_PAGE)) as listed:
+                async for envelope in listed:
+                    items = protocol.read_items(envelope)
+                    requests += 1
+                    read += len(items)
+                    blank = 0 if self._keep(items, prefix) else blank + len(items)
+                    if (
+                        read >= SCAN_ITEMS
+                        or requests >= _SCAN_REQUESTS
+                        or blank >= _SCAN_BLANK_ITEMS
+                    ):
+                        return
         except KlingError as error:
-            if protocol.concerns_account(error):
+            if protocol.concerns_account(error) or isinstance(error, ClientClosedError):
                 raise
             # Slower, and just as correct: what exists is refused as a duplicate and adopted.
             log.warning("The list could not be read; the batch goes on without it: %s", error)
 
+    def _keep(self, items: list[Any], prefix: str) -> bool:
+        """Keep the items that may be of the batch; tell whether any surely is."""
+        ours = False
+        for item in items:
+            info = item.get("task_info") if type(item) is dict else None
+            external = info.get("external_task_id") if type(info) is dict else None
+            if type(external) is not str:
+                continue
+            if external.startswith(prefix):
+                ours = True
+            elif external.startswith(ANY_PREFIX):
+                continue  # of another batch; what is left may have been given by the caller
+            self._existing[external] = json.dumps(item)  # a third of the memory of the objects
+        return ours
+
     # --- one request ---
 
     async def _clone(self, request: VoiceRequest) -> None:
-        permit = _Permit(self._ahead)
+        taken = _Taken(self._ahead, self._concurrency)
         try:
-            result = await self._result(request, permit)
+            result = await self._result(request, taken)
         finally:
-            permit.give_back()
-            if self._own_cap is not None:
-                self._own_cap.release()
+            taken.over()
         if result.error is not None and protocol.concerns_account(result.error):
             self._last_error = self._last_error or result.error
             if self._feeder is not None:
@@ -204,7 +238,7 @@ class Batch:
         if self._results.qsize() > max(LOOK_AHEAD, self._cloner.slots.window):
             self._room.clear()
 
-    async def _result(self, request: VoiceRequest, permit: "_Permit") -> CloneResult:
+    async def _result(self, request: VoiceRequest, taken: "_Taken") -> CloneResult:
         task: VoiceTask | None = None
         try:
             if not isinstance(request, VoiceRequest):
@@ -215,13 +249,18 @@ class Batch:
             external_task_id = await self._identify(request)
             self._cloner.check(request, external_task_id)
             for attempt in range(self._retry_failed + 1):
+                known = None
+                if attempt > 0 and external_task_id is None and task is not None:
+                    external_task_id = task.external_task_id
+                this_id = external_task_id and nth_id(external_task_id, attempt)
                 task = await self._cloner.clone(
                     request,
-                    nth_id(external_task_id, attempt),
+                    this_id,
                     timeout=self._timeout,
                     on_update=self._on_update,
-                    known=self._known(nth_id(external_task_id, attempt), request),
-                    on_slot=permit.give_back,
+                    known=self._known(this_id, request),
+                    on_slot=taken.has_slot,
+                    on_late=lambda holding: self._outlasts(holding, taken),
                 )
                 if not task.failed:
                     return CloneResult(request, task, voice_of(task), None)
@@ -233,8 +272,13 @@ class Batch:
             last = error.task if isinstance(error, WaitTimeoutError) else None
             return CloneResult(request, last or task, None, error)
 
-    async def _identify(self, request: VoiceRequest) -> str:
-        """Give the request's external id.
+    def _outlasts(self, holding: asyncio.Task[None], taken: "_Taken") -> None:
+        self._late.add(holding)
+        holding.add_done_callback(self._late.discard)
+        taken.outlasts(holding)
+
+    async def _identify(self, request: VoiceRequest) -> str | None:
+        """Give the request's external id; ``None`` if any will do.
 
         Raises:
             InvalidRequestError: The batch has had a request of this key or id.
@@ -243,18 +287,9 @@ class Batch:
             external_task_id = protocol.check_id(request.external_task_id, "external_task_id")
             field = "external_task_id"
         elif self._batch_id is None:
-            return new_external_task_id()
+            return None
         else:
-            key = request.key
-            if key is None:
-                key = (
-                    await asyncio.to_thread(default_key, request)
-                    if request.voice_file
-                    else (default_key(request))
-                )
-            elif not isinstance(key, str) or not key:
-                raise InvalidRequestError("key must be a non-empty string.", field="key")
-            external_task_id = derived_id(self._batch_id, key)
+            external_task_id = derived_id(self._batch_id, await self._key(request))
             field = "key"
         if self._batch_id is not None:
             digest = seen_digest(external_task_id)
@@ -267,12 +302,21 @@ class Batch:
             self._seen.add(digest)
         return external_task_id
 
-    def _known(self, external_task_id: str, request: VoiceRequest) -> VoiceTask | None:
-        item = self._existing.pop(external_task_id, None)
-        if item is None:
+    async def _key(self, request: VoiceRequest) -> str:
+        if request.key is None:
+            if request.voice_file is None:
+                return default_key(request)
+            return await asyncio.to_thread(default_key, request)
+        if not isinstance(request.key, str) or not request.key:
+            raise InvalidRequestError("key must be a non-empty string.", field="key")
+        return request.key
+
+    def _known(self, external_task_id: str | None, request: VoiceRequest) -> VoiceTask | None:
+        item = self._existing.pop(external_task_id, None) if external_task_id else None
+        if external_task_id is None or item is None:
             return None
         try:
-            task = protocol.read_item(item, None)
+            task = protocol.read_item(json.loads(item), None)
         except KlingError:
             return None  # the create will be refused and the task queried, which tells more
         if task.succeeded and not task.voices:
@@ -280,22 +324,44 @@ class Batch:
         return task if protocol.fits(task, external_task_id, request.voice_name) else None
 
 
-class _Permit:
-    """A place among those taken from the source that have no slot yet; given back once."""
+class _Taken:
+    """A request taken from the source: what it uses up of the batch's bounds, given back once."""
 
-    def __init__(self, ahead: asyncio.Semaphore) -> None:
+    def __init__(self, ahead: asyncio.Semaphore, concurrency: asyncio.Semaphore | None) -> None:
         self._ahead: asyncio.Semaphore | None = ahead
+        self._concurrency = concurrency
 
-    def give_back(self) -> None:
+    def has_slot(self) -> None:
+        """Its task has a slot, so that another request may be looked at."""
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
             ahead.release()
 
+    def outlasts(self, holding: asyncio.Task[None]) -> None:
+        """Its task goes on beyond its wait, and counts for as long as its slot is held."""
+        concurrency, self._concurrency = self._concurrency, None
+        if concurrency is not None:
+            holding.add_done_callback(lambda _: concurrency.release())
+
+    def over(self) -> None:
+        """It has its result."""
+        self.has_slot()
+        concurrency, self._concurrency = self._concurrency, None
+        if concurrency is not None:
+            concurrency.release()
+
 
 async def _each(requests: Requests) -> AsyncGenerator[VoiceRequest, None]:
-    if isinstance(requests, AsyncIterable):
-        async for request in requests:
-            yield request
-    else:
-        for request in requests:
-            yield request
+    """Give the source's requests; its generator is closed when this one is."""
+    try:
+        if isinstance(requests, AsyncIterable):
+            async for request in requests:
+                yield request
+        else:
+            for request in requests:
+                yield request
+    finally:
+        if inspect.isasyncgen(requests):
+            await requests.aclose()
+        elif inspect.isgenerator(requests):
+            requests.close()

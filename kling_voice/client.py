@@ -1,7 +1,7 @@
 """KlingVoiceClient: the vendor's calls, and what is built of them."""
 
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -17,7 +17,6 @@ from kling_voice.auth import (
 )
 from kling_voice.batch import Batch, Requests
 from kling_voice.cloning import Cloner, failure_of, voice_of
-from kling_voice.creating import new_external_task_id
 from kling_voice.errors import (
     BadRequestError,
     ConfigurationError,
@@ -195,7 +194,7 @@ class KlingVoiceClient:
             voice_name, voice_url, video_id, voice_file, callback_url, external_task_id
         )
         self._attach()
-        return await self._cloner.create(request, _external_task_id(request))
+        return await self._cloner.create(request)
 
     async def get_task(self, task_id: str) -> VoiceTask:
         """Query one task.
@@ -240,7 +239,7 @@ class KlingVoiceClient:
         call = protocol.list_call(path, page_num, page_size)
         return protocol.read_tasks(await self._transport.call(call))
 
-    def iter_tasks(self, page_size: int = 100) -> AsyncIterator[VoiceTask]:
+    def iter_tasks(self, page_size: int = 100) -> AsyncGenerator[VoiceTask, None]:
         """Iterate over all of the account's tasks, page by page, each task once.
 
         Args:
@@ -252,7 +251,7 @@ class KlingVoiceClient:
         """
         return self._iterate(protocol.VOICES, page_size)
 
-    def iter_presets(self, page_size: int = 100) -> AsyncIterator[VoiceTask]:
+    def iter_presets(self, page_size: int = 100) -> AsyncGenerator[VoiceTask, None]:
         """Iterate over all of the vendor's official voices, page by page.
 
         Args:
@@ -264,7 +263,7 @@ class KlingVoiceClient:
         """
         return self._iterate(protocol.PRESETS, page_size)
 
-    async def _iterate(self, path: str, page_size: int) -> AsyncIterator[VoiceTask]:
+    async def _iterate(self, path: str, page_size: int) -> AsyncGenerator[VoiceTask, None]:
         seen: set[str] = set()  # new tasks push old ones onto the next page, to be seen again
         async for envelope in pages(self._transport, path, page_size):
             for task in protocol.read_tasks(envelope):
@@ -400,10 +399,11 @@ class KlingVoiceClient:
         request = VoiceRequest(
             voice_name, voice_url, video_id, voice_file, callback_url, external_task_id
         )
-        external = _external_task_id(request)
-        self._cloner.check(request, external)
+        self._cloner.check(request, external_task_id)
         self._attach()
-        task = await self._cloner.clone(request, external, timeout=timeout, on_update=on_update)
+        task = await self._cloner.clone(
+            request, external_task_id, timeout=timeout, on_update=on_update
+        )
         return voice_of(task)
 
     def clone_voices(
@@ -456,13 +456,14 @@ class KlingVoiceClient:
         batch = Batch(
             self._transport,
             self._cloner,
+            requests,
             batch_id=batch_id,
             concurrency=concurrency,
             retry_failed=retry_failed,
             timeout=timeout,
             on_update=on_update,
         )
-        return batch.run(requests)
+        return batch.run()
 
     async def download_trial(self, voice: Voice, path: str | os.PathLike[str]) -> Path:
         """Download a voice's trial recording to a file.
@@ -476,7 +477,8 @@ class KlingVoiceClient:
 
         Raises:
             InvalidRequestError: The voice has no ``trial_url``, or the path cannot be written.
-            ResponseError: The URL has expired, or answers with something else than the file.
+            NotFoundError: The URL has expired.
+            ResponseError: The URL answers with something else than the file.
             ConnectionFailedError: No answer came.
         """
         self._transport.check_open()
@@ -492,12 +494,6 @@ class KlingVoiceClient:
             )
 
         return await self._transport.persist(attempt, is_worth_retrying, what="A trial's download")
-
-
-def _external_task_id(request: VoiceRequest) -> str:
-    if request.external_task_id is None:
-        return new_external_task_id()
-    return request.external_task_id
 
 
 def _is_seconds(value: object) -> bool:

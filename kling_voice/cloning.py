@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from kling_voice import protocol
-from kling_voice.creating import Creation
+from kling_voice.creating import Creation, new_external_task_id
 from kling_voice.errors import (
     ClientClosedError,
     ConcurrencyLimitError,
@@ -30,7 +30,7 @@ from kling_voice.waiting import OnUpdate, TaskWatcher
 
 log = logging.getLogger("kling_voice")
 
-_UPLOADS_AHEAD = 4  # recordings published before their create has its slot
+_UPLOADS_AHEAD = 8  # recordings that are being published, or are and have no slot yet
 
 
 class Cloner:
@@ -62,13 +62,17 @@ class Cloner:
 
     # --- the pieces ---
 
-    def check(self, request: VoiceRequest, external_task_id: str) -> None:
+    def check(self, request: VoiceRequest, external_task_id: str | None = None) -> None:
         """Refuse a request that cannot be sent, before anything is done for it.
+
+        Args:
+            request: What to clone.
+            external_task_id: Its idempotency key; ``None`` if one is still to be made.
 
         Raises:
             InvalidRequestError: An argument is one that the vendor would refuse.
         """
-        self._call(request, external_task_id, None)
+        self._call(request, "to-be-made" if external_task_id is None else external_task_id, None)
 
     def _call(self, request: VoiceRequest, external_task_id: str, hosted: str | None) -> Call:
         voice_url = request.voice_url
@@ -87,20 +91,45 @@ class Cloner:
             callback_url=request.callback_url or self._callback_url,
         )
 
-    async def create(self, request: VoiceRequest, external_task_id: str) -> VoiceTask:
+    async def create(self, request: VoiceRequest) -> VoiceTask:
         """Create a task without a slot, within the client's ``RetryPolicy``.
 
         Raises:
             KlingError: The create failed; ``outcome`` tells what that means.
         """
+        external_task_id = request.external_task_id
         self.check(request, external_task_id)
+        if (found := await self._before_upload(request, external_task_id)) is not None:
+            return found
+        if external_task_id is None:
+            external_task_id = new_external_task_id()
         hosted = await self._publish(request, external_task_id)
+        creation = self._creation(request, external_task_id, hosted)
         try:
-            return await self._creation(request, external_task_id, hosted).run()
-        except KlingError as error:
-            if error.outcome == "not_created":
-                await self.hosting.discard(external_task_id)
+            return await creation.run()
+        except KlingError:
+            await self._withdraw(creation)
             raise
+
+    async def _before_upload(
+        self, request: VoiceRequest, external_task_id: str | None
+    ) -> VoiceTask | None:
+        """Find the task of a recording that need not be published, since the task exists.
+
+        Raises:
+            KlingError: The account may not do anything.
+        """
+        if request.voice_file is None or external_task_id is None:
+            return None  # a create that is refused as a duplicate is cheaper than a query before
+        try:
+            envelope = await self._transport.call(protocol.get_call(external_task_id))
+            task = protocol.read_task(envelope)
+        except KlingError as error:
+            if protocol.concerns_account(error) or isinstance(error, ClientClosedError):
+                error.external_task_id, error.outcome = external_task_id, "not_created"
+                raise
+            return None  # there is none, or the create will tell
+        return task if protocol.fits(task, external_task_id, request.voice_name) else None
 
     async def _publish(self, request: VoiceRequest, external_task_id: str) -> str | None:
         if request.voice_file is None:
@@ -108,9 +137,13 @@ class Cloner:
         try:
             return await self.hosting.publish(request.voice_file, external_task_id)
         except KlingError as error:
-            error.external_task_id = external_task_id
-            error.outcome = "not_created"
+            error.external_task_id, error.outcome = external_task_id, "not_created"
             raise
+
+    async def _withdraw(self, creation: Creation) -> None:
+        """Discard the recording of a create of which the vendor has certainly made nothing."""
+        if not creation.doubtful:
+            await self.hosting.discard(creation.external_task_id)
 
     async def wait(
         self, task: VoiceTask | str, *, timeout: float | None, on_update: OnUpdate | None
@@ -129,52 +162,70 @@ class Cloner:
     async def clone(
         self,
         request: VoiceRequest,
-        external_task_id: str,
+        external_task_id: str | None,
         *,
         timeout: float | None,
         on_update: OnUpdate | None = None,
         known: VoiceTask | None = None,
         on_slot: Callable[[], None] = lambda: None,
+        on_late: Callable[[asyncio.Task[None]], None] = lambda holding: None,
     ) -> VoiceTask:
         """Create the task in a slot of the account and wait for its end.
 
         Args:
             request: What to clone; already checked.
-            external_task_id: Its idempotency key.
+            external_task_id: Its idempotency key; ``None`` makes one.
             timeout: Seconds from the accepted create to the end; ``None`` for ever.
             on_update: Told of each change of the task's status.
             known: The task, if it exists already: nothing is created or published then.
             on_slot: Called when the task has its slot.
+            on_late: Given what holds the slot of a task that outlasts its wait.
 
         Raises:
             KlingError: The create or the wait failed.
         """
-        if known is None:
+        task = known or await self._before_upload(request, external_task_id)
+        if external_task_id is None:
+            external_task_id = new_external_task_id()
+        if task is None:
             task = await self._create_in_slot(request, external_task_id, on_slot)
-        elif known.is_done:
-            return known
+        elif task.is_done:
+            return task
         else:
-            task = known
             self.slots.hold()
             on_slot()
-        # From here on a slot is held.
-        clock = asyncio.get_running_loop().time
-        accepted = clock()
-        passed_on = False
-        lived: float | None = None
+        began = asyncio.get_running_loop().time()
         try:
-            ended = await self.wait(task, timeout=timeout, on_update=on_update)
-            if not task.is_done:
-                lived = clock() - accepted
+            ended = await self._watcher.wait(task, timeout=timeout, on_update=on_update)
         except WaitTimeoutError as error:
             error.external_task_id = external_task_id
-            passed_on = True
-            self._hold_on(task, timeout)
+            on_late(self._hold_on(task, began, timeout))
             raise
-        finally:
-            if not passed_on:
-                self.slots.release(lived)
+        except BaseException:
+            self.slots.release()
+            raise
+        # The slot comes before anything else: the next create waits for it.
+        self.slots.release(None if task.is_done else asyncio.get_running_loop().time() - began)
+        await self.hosting.discard(external_task_id)
         return ended
+
+    def _hold_on(self, task: VoiceTask, began: float, timeout: float | None) -> asyncio.Task[None]:
+        """Hold the slot of a task that outlasts its wait, at most for one further timeout."""
+
+        async def outlast() -> None:
+            await self.wait(task, timeout=timeout, on_update=None)
+
+        def over(holding: asyncio.Task[None]) -> None:
+            if holding.cancelled() or (error := holding.exception()) is not None:
+                self.slots.release()
+                if not holding.cancelled():
+                    log.debug("Task %s is no longer watched: %s", task.task_id, error)
+            else:
+                self.slots.release(holding.get_loop().time() - began)
+
+        holding = self.start(outlast())
+        holding.add_done_callback(over)
+        return holding
 
     async def _create_in_slot(
         self, request: VoiceRequest, external_task_id: str, on_slot: Callable[[], None]
@@ -189,6 +240,7 @@ class Cloner:
                 await self._acquire(creation)
         on_slot()
         while True:
+            # From here on a slot is held, until the answer says else.
             try:
                 task = await creation.run(again=_not_for_slots)
             except ConcurrencyLimitError as error:
@@ -197,11 +249,13 @@ class Cloner:
                 self.slots.slow_down(error.retry_after)
             except BaseException as error:
                 self.slots.release()
-                if isinstance(error, KlingError) and error.outcome == "not_created":
-                    await self.hosting.discard(external_task_id)
+                if isinstance(error, KlingError):
+                    await self._withdraw(creation)
                 raise
             else:
-                if not creation.adopted:
+                if creation.adopted:
+                    self.slots.adopted()
+                else:
                     self.slots.accepted()
                 return task
             await self._acquire(creation, first=True)
@@ -209,8 +263,10 @@ class Cloner:
     async def _acquire(self, creation: Creation, *, first: bool = False) -> None:
         try:
             await self.slots.acquire(first=first)
-        except ClientClosedError as error:
-            creation.mark(error)
+        except BaseException as error:
+            if isinstance(error, KlingError):
+                creation.mark(error)
+            await self._withdraw(creation)
             raise
 
     def _creation(
@@ -223,24 +279,17 @@ class Cloner:
             voice_name=request.voice_name,
         )
 
-    def _hold_on(self, task: VoiceTask, timeout: float | None) -> None:
-        """Keep a slot for a task that outlasts its wait, at most for one further timeout."""
-
-        async def outlast() -> None:
-            lived = None
-            started = asyncio.get_running_loop().time()
-            try:
-                await self.wait(task, timeout=timeout, on_update=None)
-                lived = asyncio.get_running_loop().time() - started + (timeout or 0)
-            except KlingError as error:
-                log.debug("Task %s is no longer watched: %s", task.task_id, error)
-            finally:
-                self.slots.release(lived)
-
-        self.start(outlast())
+    # --- the background ---
 
     def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run something that ends, at the latest, with the client."""
+        """Run something that ends, at the latest, with the client.
+
+        Raises:
+            ClientClosedError: The client is closed.
+        """
+        if self.closed:
+            work.close()
+            raise ClientClosedError("The client was closed while a voice was being cloned.")
         task = asyncio.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)

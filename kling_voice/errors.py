@@ -186,9 +186,10 @@ class ApiError(KlingError):
         self.hint = hint
 
     def _sentence(self) -> str:
+        code = f"code {self.code}, " if self.code else ""
         text = (
             f"The vendor refused: {self.message or 'no reason given'}"
-            f" (code {self.code}, HTTP {self.http_status}, request_id {self.request_id})."
+            f" ({code}HTTP {self.http_status}, request_id {self.request_id})."
         )
         hint = self.hint or _ADVICE.get(self.code, "")
         return f"{text} {hint}" if hint else text

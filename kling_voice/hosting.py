@@ -5,10 +5,13 @@ import logging
 import os
 from pathlib import Path
 
-from kling_voice.errors import ConfigurationError, KlingError, SampleError
+from kling_voice import protocol
+from kling_voice.errors import ConfigurationError, InvalidRequestError, KlingError, SampleError
 from kling_voice.samples import SampleHost, inspect_sample
 
 log = logging.getLogger("kling_voice")
+
+_PATIENCE = 15.0  # seconds for a discard: results and the end of a batch wait for it
 
 
 class Hosting:
@@ -20,7 +23,7 @@ class Hosting:
 
     def __init__(self, host: SampleHost | None) -> None:
         self._host = host
-        self._urls: dict[str, str] = {}  # by external task id
+        self._urls: dict[str, set[str]] = {}  # by external task id
 
     async def publish(self, path: str | os.PathLike[str], external_task_id: str) -> str:
         """Check a recording, publish it, and give its URL.
@@ -41,24 +44,29 @@ class Hosting:
             raise
         except Exception as error:
             raise SampleError(
-                f"{os.fspath(path)}: the sample host failed: {type(error).__name__}."
+                f"{os.fspath(path)!r}: the sample host failed: {type(error).__name__}."
             ) from error
-        self._urls[external_task_id] = url
+        try:
+            protocol.check_url(url, "voice_url")
+        except InvalidRequestError:
+            raise SampleError(
+                f"{os.fspath(path)!r}: the sample host gave no http(s) URL for it."
+            ) from None
+        self._urls.setdefault(external_task_id, set()).add(url)
         return url
 
     async def discard(self, external_task_id: str | None) -> None:
         """Discard the recording of a task that has ended; a failure is logged, not raised."""
         if self._host is None or external_task_id is None:
             return
-        url = self._urls.pop(external_task_id, None)
-        if url is None:
-            return
-        try:
-            await self._host.discard(url)
-        except Exception as error:
-            log.warning(
-                "The recording of %s could not be discarded (%s): remove it by hand, or let the"
-                " host's expiry rule do so",
-                external_task_id,
-                type(error).__name__,
-            )
+        for url in self._urls.pop(external_task_id, ()):
+            try:
+                async with asyncio.timeout(_PATIENCE):
+                    await self._host.discard(url)
+            except Exception as error:
+                log.warning(
+                    "The recording of %s could not be discarded (%s): remove it by hand, or let"
+                    " the host's expiry rule do so",
+                    external_task_id,
+                    type(error).__name__,
+                )

@@ -1,12 +1,15 @@
 """What makes a request of a batch the same request the next time it is run: derived ids."""
 
 import hashlib
+import os
+import stat
 from base64 import b32encode
 from pathlib import Path
 
 from kling_voice.errors import InvalidRequestError, SampleError
 from kling_voice.models import VoiceRequest
 
+ANY_PREFIX = "kv-"  # what every id made by this package begins with
 _BATCH_DIGEST = 5  # bytes, 8 characters
 _KEY_DIGEST = 10  # bytes, 16 characters: 80 bits, so that a million requests do not collide
 
@@ -26,7 +29,7 @@ def _word(digest: bytes) -> str:
 
 def batch_prefix(batch_id: str) -> str:
     """Give what all external ids of a batch begin with."""
-    return f"kv-{_word(_digest(_BATCH_DIGEST, batch_id))}-"
+    return f"{ANY_PREFIX}{_word(_digest(_BATCH_DIGEST, batch_id))}-"
 
 
 def derived_id(batch_id: str, key: str, attempt: int = 0) -> str:
@@ -37,7 +40,7 @@ def derived_id(batch_id: str, key: str, attempt: int = 0) -> str:
         key: What tells the request from the others of the batch.
         attempt: 0 for the first task; each further try of a failed one has an id of its own.
     """
-    word = _word(_digest(_KEY_DIGEST, key))
+    word = _word(_digest(_KEY_DIGEST, batch_id, key))
     return nth_id(f"{batch_prefix(batch_id)}{word}", attempt)
 
 
@@ -57,13 +60,7 @@ def default_key(request: VoiceRequest) -> str:
     """
     name = request.voice_name if isinstance(request.voice_name, str) else repr(request.voice_name)
     if request.voice_file is not None:
-        try:
-            with Path(request.voice_file).open("rb") as file:
-                source = ("file", hashlib.file_digest(file, "sha256").digest())
-        except (OSError, TypeError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise SampleError(f"{request.voice_file}: cannot be read: {reason}.") from None
-        return _word(_digest(32, name, *source))
+        return _word(_digest(32, name, "file", _content(request.voice_file)))
     if request.voice_url is not None:
         return _word(_digest(32, name, "url", str(request.voice_url)))
     if request.video_id is not None:
@@ -71,6 +68,22 @@ def default_key(request: VoiceRequest) -> str:
     raise InvalidRequestError(
         "Give exactly one of voice_url, video_id and voice_file, not none.", field="source"
     )
+
+
+def _content(path: str | os.PathLike[str]) -> bytes:
+    """Give the digest of a file's bytes.
+
+    Raises:
+        SampleError: It cannot be read, or is not a regular file, whose bytes would have an end.
+    """
+    try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            raise ValueError("it is not a regular file")
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except (OSError, TypeError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise SampleError(f"{str(path)!r} cannot be read: {reason}.") from None
 
 
 def seen_digest(external_task_id: str) -> bytes:

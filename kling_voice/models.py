@@ -17,7 +17,7 @@ from attrs import field, frozen
 from cattrs import Converter
 from cattrs.gen import make_dict_structure_fn, override
 
-from kling_voice.redaction import mask_url
+from kling_voice.redaction import mask_url, redact
 
 
 class TaskStatus(StrEnum):
@@ -117,7 +117,7 @@ class VoiceTask:
     Attributes:
         task_id: The vendor's id of the task.
         task_status: Its state.
-        task_status_msg: The vendor's reason when it failed.
+        task_status_msg: The vendor's reason when it failed, URLs without queries.
         task_info: What it was created with.
         task_result: What it made.
         final_unit_deduction: Units deducted; known once the task has ended.
@@ -233,6 +233,11 @@ def _own_id(value: Any, _: Any = None) -> str | None:
     return _text(value) or None  # an empty id is none: two tasks without one are not the same
 
 
+def _message(value: Any, _: Any = None) -> str:
+    # A reason such as "cannot fetch https://..." may hold a signed URL, and errors repeat it.
+    return _text(value) and redact(value)
+
+
 def _status(value: Any, _: Any = None) -> TaskStatus:
     status = _STATUSES.get(value) if type(value) is str else None
     return status or TaskStatus(_text(value))
@@ -291,6 +296,10 @@ def configure_converter(converter: Converter) -> None:
         if cls is TaskInfo:
             structure = make_dict_structure_fn(
                 TaskInfo, converter, external_task_id=override(struct_hook=_own_id)
+            )
+        elif cls is VoiceTask:
+            structure = make_dict_structure_fn(
+                VoiceTask, converter, task_status_msg=override(struct_hook=_message)
             )
         structure = _without_nulls(structure)
         converter.register_structure_hook(cls, structure)

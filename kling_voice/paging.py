@@ -1,7 +1,7 @@
 """The pages of a list, one after the other, for as long as there are any."""
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from kling_voice import protocol
 from kling_voice.errors import BadRequestError
@@ -11,10 +11,11 @@ from kling_voice.transport import Transport
 log = logging.getLogger("kling_voice")
 
 
-async def pages(transport: Transport, path: str, page_size: int) -> AsyncIterator[Envelope]:
+async def pages(transport: Transport, path: str, page_size: int) -> AsyncGenerator[Envelope, None]:
     """Give every page of a list; only an empty one is the end.
 
-    A server that refuses so large a page is asked for smaller ones, from the first on.
+    A server that refuses so large a page is asked for smaller ones, from the first on; one that
+    quietly gives fewer items a page is read to its end all the same.
 
     Args:
         transport: Reads through this.
@@ -38,4 +39,6 @@ async def pages(transport: Transport, path: str, page_size: int) -> AsyncIterato
             return
         yield envelope
         page_num += 1
-    log.warning("%s: the vendor lists no more than %d pages; the rest is left out", path, page_num)
+    log.warning(
+        "%s: the vendor lists no more than %d pages; the rest is left out", path, protocol.PAGES
+    )

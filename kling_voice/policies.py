@@ -1,6 +1,5 @@
 """How often, and for how long: the two policies a client is given."""
 
-import math
 from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
@@ -11,8 +10,11 @@ if TYPE_CHECKING:
     from attrs import Attribute
 
 
+_MOST = 1e9  # seconds and times beyond which a number is a mistake
+
+
 class _AtLeast:
-    """An attrs validator: a finite number that is not below a minimum."""
+    """An attrs validator: a number that is not below a minimum, nor absurdly high."""
 
     def __init__(self, minimum: float, *, whole: bool = False) -> None:
         self._minimum = minimum
@@ -23,11 +25,11 @@ class _AtLeast:
         if (
             isinstance(value, bool)
             or not isinstance(value, self._kinds)
-            or not self._minimum <= value < math.inf
+            or not self._minimum <= value <= _MOST
         ):
             raise ConfigurationError(
-                f"{type(instance).__name__}.{attribute.name} must be {self._what} of at least"
-                f" {self._minimum:g}, not {value!r}."
+                f"{type(instance).__name__}.{attribute.name} must be {self._what} from"
+                f" {self._minimum:g} to {_MOST:g}, not {value!r}."
             )
 
 

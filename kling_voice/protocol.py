@@ -326,13 +326,14 @@ def read_envelope(
         ApiError: The vendor answered with an error; the class tells its kind.
         ResponseError: The answer is not the vendor's JSON.
     """
+    document, why = None, "it has no envelope with a code"
     try:
         document = _decode(body.decode())
     except (ValueError, RecursionError) as error:
         why = _unreadable(status, headers, error)
-        raise _response_error(why, status, headers, body, secrets) from None
+    # Raised out here, the error has no context: json's own ones hold the whole document.
     if type(document) is not dict or type(document.get("code")) is not int:
-        raise _response_error("it has no envelope with a code", status, headers, body, secrets)
+        raise _response_error(why, status, headers, body, secrets)
     code, request_id = document["code"], document.get("request_id")
     if type(request_id) is not str:
         request_id = None

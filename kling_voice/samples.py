@@ -347,7 +347,9 @@ def _open_store(url: str, options: dict[str, Any]) -> Any:
         ):
             store = from_url(url, **options, client_options={"allow_http": True})
     except Exception as error:
-        failure = ConfigurationError(f"{url} is not usable: {_first_line(error)}.")
+        failure = ConfigurationError(
+            f"{url} is no usable bucket such as s3://bucket/prefix: {_first_line(error)}."
+        )
     else:
         if isinstance(store, S3Store | GCSStore | AzureStore):
             return store

@@ -4,6 +4,11 @@ The vendor limits the tasks in flight of an account, shared by all keys and proc
 the limit to nobody: a create beyond it is refused with 1303 and costs nothing. So the window of
 creates is opened fast until the first refusal; then each end of a task lets the next create go,
 and now and then one more is tried, in case the account has grown or another process has left.
+
+Whoever refills its slots at once would shut out a process that comes later. So a small part of
+the slots' time is left to others, in pieces as long as their knocks are apart; a larger part once
+their presence has shown. What is left grows with what one holds, what one tries does not: so the
+shares of all who are there drift towards each other.
 Source: the vendor's page "concurrency-rules", autumn 2026.
 """
 
@@ -17,91 +22,149 @@ from kling_voice.errors import ClientClosedError
 
 log = logging.getLogger("kling_voice")
 
+Uniform = Callable[[float, float], float]
+
 _OPENING = 4  # creates at once before anything is known
-_FIRST_PROBE = 2  # ends of tasks, for each slot, before one more is tried
-_LAST_PROBE = 32
-_PROBE_SECONDS = 10.0  # time passing may let one try too: our own tasks may be long
-_LONGEST_PROBE_SECONDS = 120.0
-_FIRST_BACKOFF = 1.0  # the vendor asks for an exponential backoff from 1 s
-_LONGEST_BACKOFF = 8.0
-_COURTESY_EVERY = 8  # ends of tasks, for each slot, between two pauses for the sake of others
-_COURTESY_SHARE = 0.15  # of a task's life
-_LONGEST_COURTESY = 1.2  # seconds
+_GROWTH = 1.5  # creates that an accepted one lets go while the window opens
+_TASK_SECONDS = 10.0  # a task's life before one has ended
+_FIRST_PROBE = 2.0  # lives of a task before one more create is tried than fits the window
+_LAST_PROBE = 8.0
+_LONGEST_PROBE = 120.0  # seconds, since tasks may be long
+_FIRST_BACKOFF = 1.0  # seconds; the vendor asks for an exponential backoff from 1 s
+_LONGEST_BACKOFF = 2.0  # after a 1303 with nothing in flight: who knocks seldom is shut out
+_LONGEST_SLOWDOWN = 16.0  # after a 1302
+_LONGEST_ASKED = 300.0  # seconds that the vendor may ask for at once
+_SPREAD = 1.2  # a backoff is up to so many times as long, at random
+_LEFT_PIECE = 3.0  # seconds for which a slot is left to others: longer than a backoff
+_LEFT_SHARE = 0.002  # of the slots' time
+_LEFT_OF_FEW = 0.01  # of the time of one slot, where there are so few that this is more
+_CONTESTED_PIECE = 2.0  # lives of a task, since others try one more as seldom as that
+_CONTESTED_SHARE = 0.05
+_ALONE = 3  # slots in a row that nobody took: the others have gone
 
 
 class Window:
     """How many slots may be held at once: the decisions, without any waiting.
 
     Attributes:
-        size: So many may be held.
         learned: Whether the vendor has ever refused, so that ``size`` is more than a guess.
+        contested: Whether others have lately taken slots of the account.
+        task_seconds: How long a task lives, smoothed.
     """
 
     def __init__(self) -> None:
-        self.size = _OPENING
         self.learned = False
+        self.contested = False
+        self.task_seconds = _TASK_SECONDS
+        self._room = float(_OPENING)
         self._growing = True
         self._probing = False
-        self._ends = 0  # since the last probe or refusal
-        self._probe_ends = _FIRST_PROBE
-        self._probe_seconds = _PROBE_SECONDS
-        self._probed_at = 0.0
-        self._ends_since_courtesy = 0
+        self._settled_at = 0.0  # the last refusal or probe
+        self._probe_lives = _FIRST_PROBE
+        self._any_ended = False
+        self._owed = 0.0  # seconds of a slot's time that are to be left to others
+        self._left_until: float | None = None  # one slot is left; then it is seen if it was taken
+        self._untaken = 0
+
+    @property
+    def size(self) -> int:
+        """So many slots may be held."""
+        return int(self._room)
 
     def allows(self, held: int, now: float) -> bool:
         """Tell whether one more slot may be taken when so many are held."""
-        return held < self.size or (held == self.size and self._may_probe(now))
+        if self._left_until is not None and now < self._left_until:
+            return held < self.size - 1
+        if held < self.size:
+            return True
+        return held == self.size and self.learned and not self._probing and now >= self._probe_at()
 
-    def probe_at(self) -> float:
-        """Give the moment from which time alone allows a probe."""
-        return self._probed_at + self._probe_seconds
+    def wakes_at(self, now: float) -> float:
+        """Give the moment at which time alone may allow one more."""
+        if self._left_until is not None and now < self._left_until:
+            return self._left_until
+        return self._probe_at()
 
-    def _may_probe(self, now: float) -> bool:
-        if not self.learned or self._probing:
-            return False
-        return self._ends >= self._probe_ends * self.size or now >= self.probe_at()
+    def _probe_at(self) -> float:
+        lives = _FIRST_PROBE if self.contested else self._probe_lives
+        return self._settled_at + min(_LONGEST_PROBE, lives * self.task_seconds)
 
     def taken(self, held: int, now: float) -> None:
         """Note that a slot was taken, so that so many are held."""
         if held > self.size:  # a probe: it widens the window until the vendor has its say
-            self.size = held
+            self._room = held
             self._probing = True
-            self._ends = 0
-            self._probed_at = now
+            self._settled_at = now
 
-    def accepted(self, held: int) -> None:
+    def found(self, held: int) -> None:
+        """Note that one more task was found to be in flight, so that so many slots are held."""
+        self._room = max(self._room, held if self.learned else held + _OPENING)
+
+    def accepted(self, held: int, now: float) -> None:
         """Note that the vendor accepted a create, while so many slots are held."""
+        if self._left_until is not None and now >= self._left_until and held >= self.size:
+            self._left_until = None
+            self._untaken += 1
+            self.contested = self.contested and self._untaken < _ALONE
         if self._probing:
             self._probing = False
             self._growing = True  # there was room for one: look for more at once
-            self._probe_ends = max(_FIRST_PROBE, self._probe_ends // 2)
-            self._probe_seconds = _PROBE_SECONDS
-        if self._growing and held * 2 > self.size:  # a window that is not used tells nothing
-            self.size += 1
+            self._probe_lives = _FIRST_PROBE
+        if self._growing and held * 2 > self._room:  # a window that is not used tells nothing
+            self._room += _GROWTH
 
     def refused(self, held: int, now: float) -> None:
         """Note a 1303, when so many slots are held by others than the refused create."""
-        if self._probing or not self._growing:
-            self._probe_ends = min(_LAST_PROBE, self._probe_ends * 2)
-            self._probe_seconds = min(_LONGEST_PROBE_SECONDS, self._probe_seconds * 2)
-        self.size = max(1, held)
+        left = self._left_until is not None and now >= self._left_until
+        settled = self.learned and now - self._settled_at > 1.5 * self.task_seconds
+        if held == 0 or left or (settled and not self._probing):  # it was there, and is taken
+            self.contested = True
+            self._untaken = 0
+        if left:
+            self._left_until = None
+        if self._probing:
+            self._probe_lives = min(_LAST_PROBE, self._probe_lives * 2)
+        self._room = max(1, held)
         self.learned = True
         self._growing = self._probing = False
-        self._ends = 0
-        self._probed_at = now
+        self._settled_at = now
 
     def abandoned(self) -> None:
-        """Note that a create came to nothing, for reasons that tell nothing of the limit."""
+        """Note that a create came to nothing that would tell of the limit."""
         self._probing = False
 
-    def ended(self) -> bool:
-        """Note the end of a task; tell whether it is time for a pause for the sake of others."""
-        self._ends += 1
-        self._ends_since_courtesy += 1
-        if self.learned and self._ends_since_courtesy >= _COURTESY_EVERY * self.size:
-            self._ends_since_courtesy = 0
-            return True
-        return False
+    def ended(self, seconds: float, now: float) -> None:
+        """Note the end of a task that lived so long."""
+        self.task_seconds += (seconds - self.task_seconds) / (8 if self._any_ended else 1)
+        self._any_ended = True
+        if not self.learned or self._left_until is not None:
+            return
+        if self.contested:
+            share, piece = _CONTESTED_SHARE, max(_LEFT_PIECE, _CONTESTED_PIECE * self.task_seconds)
+        else:
+            share, piece = max(_LEFT_SHARE, _LEFT_OF_FEW / self.size), _LEFT_PIECE
+        self._owed += seconds * share
+        if self._owed >= piece:
+            self._owed = 0.0
+            self._left_until = now + piece
+
+
+class _Backoff:
+    """Seconds that double with each refusal in a row."""
+
+    def __init__(self, longest: float, uniform: Uniform) -> None:
+        self._longest = longest
+        self._uniform = uniform
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew, since something was accepted."""
+        self._seconds = _FIRST_BACKOFF
+
+    def next(self, asked: float | None) -> float:
+        """Give the seconds to wait, which are those that the vendor asks for, if it does."""
+        seconds, self._seconds = self._seconds, min(self._longest, self._seconds * 2)
+        return min(asked, _LONGEST_ASKED) if asked else seconds * self._uniform(1.0, _SPREAD)
 
 
 class Slots:
@@ -111,15 +174,15 @@ class Slots:
         uniform: Gives a random number between two; for tests.
     """
 
-    def __init__(self, *, uniform: Callable[[float, float], float] = random.uniform) -> None:
+    def __init__(self, *, uniform: Uniform = random.uniform) -> None:
         self._window = Window()
         self._held = 0
         self._queue: deque[asyncio.Future[None]] = deque()
         self._resume_at = 0.0
-        self._backoff = _FIRST_BACKOFF
-        self._task_seconds = 0.0  # smoothed
+        self._refusals = _Backoff(_LONGEST_BACKOFF, uniform)
+        self._slowdowns = _Backoff(_LONGEST_SLOWDOWN, uniform)
         self._timer: asyncio.TimerHandle | None = None
-        self._uniform = uniform
+        self._closed = False
 
     @property
     def limit(self) -> int | None:
@@ -141,7 +204,12 @@ class Slots:
 
         Args:
             first: Go before all others; for a create that was refused after it had its turn.
+
+        Raises:
+            ClientClosedError: The client is closed, or was meanwhile.
         """
+        if self._closed:
+            raise _closed()
         future = asyncio.get_running_loop().create_future()
         if first:
             self._queue.appendleft(future)
@@ -151,39 +219,41 @@ class Slots:
         try:
             await future
         except asyncio.CancelledError:
-            if future.done() and not future.cancelled():
-                self._give_back()  # it was granted in the moment of the cancellation
-            elif future in self._queue:
+            if future in self._queue:
                 self._queue.remove(future)
+            elif not future.cancelled() and future.exception() is None:
+                self.release()  # it was granted in the moment of the cancellation
             raise
 
     def hold(self) -> None:
         """Take a slot for a task that is in flight already, whatever the window says."""
         self._held += 1
+        self._window.found(self._held)
+        self._grant()
 
     def release(self, seconds: float | None = None) -> None:
-        """Give a slot back, since its task has ended or was never created.
+        """Give a slot back, since its task has ended or its create came to nothing.
 
         Args:
-            seconds: How long the task lived; ``None`` if it was never created.
+            seconds: How long the task lived; ``None`` if that is not known.
         """
         if seconds is None:
             self._window.abandoned()
         else:
-            self._task_seconds += (seconds - self._task_seconds) / (8 if self._task_seconds else 1)
-            if self._window.ended():
-                self._pause(min(_LONGEST_COURTESY, _COURTESY_SHARE * self._task_seconds))
-        self._give_back()
-
-    def _give_back(self) -> None:
+            self._window.ended(seconds, _now())
         self._held -= 1
         self._grant()
 
     def accepted(self) -> None:
         """Note that the vendor accepted a create that has its slot."""
-        self._backoff = _FIRST_BACKOFF
-        self._window.accepted(self._held)
+        self._refusals.reset()
+        self._slowdowns.reset()
+        self._window.accepted(self._held, _now())
         self._grant()
+
+    def adopted(self) -> None:
+        """Note that a create that has its slot was a duplicate: its task exists already."""
+        self._window.abandoned()
 
     def refused(self, asked: float | None) -> None:
         """Give a slot back after the vendor refused its create with 1303.
@@ -193,24 +263,24 @@ class Slots:
         """
         self._held -= 1
         self._window.refused(self._held, _now())
-        if self._held == 0:
-            self._back_off(asked)
+        if self._held == 0:  # else the next end of a task lets the next create go
+            self._pause("Every task slot of the account is taken", self._refusals.next(asked))
         self._grant()
 
     def slow_down(self, asked: float | None) -> None:
-        """Give a slot back after a 1302, and let nobody create for a while."""
+        """Give a slot back after a 1302, and let nobody create for a while.
+
+        Args:
+            asked: Seconds that the vendor asked to wait.
+        """
         self._held -= 1
-        self._back_off(asked)
+        self._window.abandoned()
+        if _now() >= self._resume_at or asked:  # many refusals at once are one
+            self._pause("The vendor finds the requests too many", self._slowdowns.next(asked))
         self._grant()
 
-    def _back_off(self, asked: float | None) -> None:
-        if asked is None:
-            asked = self._backoff * self._uniform(1.0, 1.25)
-            self._backoff = min(_LONGEST_BACKOFF, self._backoff * 2)
-        log.info("The account's slots are taken; the next create goes in %.1f s", asked)
-        self._pause(asked)
-
-    def _pause(self, seconds: float) -> None:
+    def _pause(self, why: str, seconds: float) -> None:
+        log.info("%s; the next create goes in %.1f s", why, seconds)
         self._resume_at = max(self._resume_at, _now() + seconds)
 
     def _grant(self) -> None:
@@ -226,21 +296,24 @@ class Slots:
             self._timer.cancel()
             self._timer = None
         if self._queue:
-            wake = self._resume_at if now < self._resume_at else self._window.probe_at()
+            wake = self._resume_at if now < self._resume_at else self._window.wakes_at(now)
             if wake > now:
                 self._timer = asyncio.get_running_loop().call_at(wake, self._grant)
 
     def close(self) -> None:
         """End every wait for a slot with :class:`ClientClosedError`."""
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         while self._queue:
             future = self._queue.popleft()
             if not future.done():
-                future.set_exception(
-                    ClientClosedError("The client was closed while a create waited for a slot.")
-                )
+                future.set_exception(_closed())
+
+
+def _closed() -> ClientClosedError:
+    return ClientClosedError("The client was closed while a create waited for a slot.")
 
 
 def _now() -> float:

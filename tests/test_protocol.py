@@ -386,7 +386,7 @@ def unreadable(body: bytes, status: int = 200, headers: dict[str, str] | None = 
         read_envelope(status, headers or {}, body)
     assert caught.value.http_status == status
     assert len(caught.value.body) <= 200
-    assert caught.value.__context__ is None or caught.value.__suppress_context__
+    assert caught.value.__context__ is None
     return str(caught.value)
 
 

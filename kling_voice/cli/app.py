@@ -5,6 +5,7 @@ needed: a command starts as fast as what it uses.
 """
 
 import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +14,8 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter, validators
 
 from kling_voice._version import __version__
-from kling_voice.cli.console import complain, say, stderr, stdout, tell_warnings
-from kling_voice.cli.problems import USAGE, report
+from kling_voice.cli.console import complain, say, stderr, stdout, warnings_told
+from kling_voice.cli.problems import DONE, FAILED, USAGE, report
 
 app = App(
     name="kling-voice",
@@ -23,6 +24,7 @@ app = App(
     "Credentials come from the environment: KLING_API_KEY, or KLING_ACCESS_KEY with"
     " KLING_SECRET_KEY; KLING_BASE_URL names another host than the vendor's in Singapore. Try"
     " anything without an account, and without paying, by --emulator.",
+    suppress_keyboard_interrupt=False,
     help_format="plaintext",
     help_epilogue="Examples:\n"
     "  kling-voice clone Ada --voice-url https://example.com/ada.mp3\n"
@@ -353,24 +355,25 @@ def run(arguments: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    tell_warnings()
     try:
-        status = app(
-            list(arguments),
-            console=stdout(),
-            error_console=stderr(),
-            exit_on_error=False,
-            print_error=False,
-            result_action="return_value",
-        )
+        with warnings_told():
+            status = app(
+                list(arguments),
+                console=stdout(),
+                error_console=stderr(),
+                exit_on_error=False,
+                print_error=False,
+                result_action="return_value",
+            )
     except CycloptsError as error:
         complain(str(error))
         words = " ".join(["kling-voice", *(error.command_chain or ())])
         say(f"See: {words} --help")
         return USAGE
     except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has left; there is nobody to tell
-        return 1
+        # Whoever read our output has left. Python would complain when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except Exception as error:
         return report(error)
-    return status if isinstance(status, int) else 0
+    return status if isinstance(status, int) else DONE

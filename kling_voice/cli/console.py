@@ -3,6 +3,8 @@
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -70,8 +72,15 @@ class _Notices(logging.Handler):
             say(f"Note: {clean(record.getMessage())}", style="yellow")
 
 
-def tell_warnings() -> None:
+@contextmanager
+def warnings_told() -> Iterator[None]:
     """Let the package's warnings appear on stderr, above a progress display if there is one."""
     logger = logging.getLogger("kling_voice")
-    logger.addHandler(_Notices(logging.WARNING))
+    notices, propagates = _Notices(logging.WARNING), logger.propagate
+    logger.addHandler(notices)
     logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(notices)
+        logger.propagate = propagates

@@ -7,13 +7,13 @@ talks to the vendor.
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from attrs import evolve, fields, frozen
 
-from kling_voice.errors import KlingError
+from kling_voice.errors import InvalidRequestError, KlingError
 from kling_voice.identity import default_key, derived_id
 from kling_voice.models import VoiceRequest
 from kling_voice.protocol import create_call
@@ -90,7 +90,9 @@ def read_folder(folder: Path) -> Iterator[Row]:
             yield Row(path.name, {"voice_name": path.stem, "voice_file": path.name})
 
 
-def read_text(content: bytes, parse: Any) -> Iterator[Row | Problem]:
+def read_text(
+    content: bytes, parse: Callable[[str], Iterator[Row | Problem]]
+) -> Iterator[Row | Problem]:
     """Give a parser the text of a file, or a problem if it is not UTF-8."""
     try:
         text = content.decode("utf-8-sig")
@@ -195,19 +197,21 @@ def check_row(row: Row, folder: Path, batch_id: str) -> Entry:
         KlingError: The vendor would refuse it; the text says why.
     """
     request = VoiceRequest(**({"voice_name": ""} | row.fields))
-    hosted = None
-    if request.voice_file is not None:
-        request = evolve(request, voice_file=str(folder / request.voice_file))
-        hosted = _HOSTED
+    if sum(name in row.fields for name in ("voice_url", "video_id", "voice_file")) != 1:
+        raise InvalidRequestError(
+            "Give exactly one of voice_url, video_id and voice_file.", field="source"
+        )
     create_call(
         request.voice_name,
         external_task_id=request.external_task_id or "derived",
-        voice_url=request.voice_url or hosted,
-        video_id=request.video_id if not (hosted and request.voice_url) else _HOSTED,
+        voice_url=request.voice_url if request.voice_file is None else _HOSTED,
+        video_id=request.video_id,
         callback_url=request.callback_url,
     )
     if request.voice_file is not None:
-        inspect_sample(request.voice_file)
+        path = str(folder / request.voice_file)
+        inspect_sample(path)
+        request = evolve(request, voice_file=path)
     if request.key is None:
         request = evolve(request, key=default_key(request))
     return Entry(

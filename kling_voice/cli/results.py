@@ -102,7 +102,13 @@ def parse_results(content: bytes, name: str) -> list[Line]:
 
 
 def keep(
-    lines: Iterable[Line], ids: Collection[str], prefix: str, name: str, *, emulated: bool
+    lines: Iterable[Line],
+    ids: Collection[str],
+    prefix: str,
+    name: str,
+    *,
+    emulator: bool = False,
+    local: bool = False,
 ) -> dict[str, Line]:
     """Choose the lines that stay: those of voices that are done, by their request's id.
 
@@ -113,7 +119,8 @@ def keep(
         ids: The ids of the manifest's requests.
         prefix: What the ids of this batch begin with.
         name: The file's name.
-        emulated: Whether this run is against a server on this machine.
+        emulator: Whether an emulator was started for this run.
+        local: Whether this run is against a server on this machine: an emulator, or a gateway.
 
     Raises:
         UsageError: The file is another batch's, or an emulator's and this run is not (or the
@@ -129,8 +136,9 @@ def keep(
             )
         if line["voice_id"] is None:
             continue
-        if _is_emulated(line) is not emulated:
-            whose = "the vendor" if emulated else "an emulator"
+        emulated = _is_emulated(line)
+        if (emulator and not emulated) or (emulated and not emulator and not local):
+            whose = "an emulator" if emulated else "the vendor"
             raise UsageError(f"{name} holds results of {whose}: name another --output.")
         kept[request or line["external_task_id"]] = line
     return kept

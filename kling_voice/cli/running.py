@@ -160,8 +160,8 @@ def run_batch(
     Raises:
         UsageError: The manifest, the output or a setting is not usable; nothing was created.
     """
-    stem = manifest.resolve().stem
-    batch_id = batch_id or stem
+    stem = manifest.resolve().name if manifest.is_dir() else manifest.stem
+    batch_id = batch_id or stem or "batch"
     entries = _read(manifest, batch_id)
     host = host_url(host, emulator=emulator)
     if host is None and not emulator and any(entry.request.voice_file for entry in entries):
@@ -175,7 +175,8 @@ def run_batch(
         {entry.external_task_id for entry in entries},
         batch_prefix(batch_id),
         str(path),
-        emulated=emulator or _is_local(),
+        emulator=emulator,
+        local=_is_local(),
     )
     # An emulator that was started for this run knows nothing of an earlier one's voices.
     with ResultsFile(path, {} if emulator else kept) as results:
@@ -197,18 +198,20 @@ def run_batch(
 def _carry_out(run: Run, *, json: bool) -> int:
     started = time.monotonic()
     problem: Exception | None = None
+    interrupted = False
     with Progress(len(run.entries), run.voices) as progress:
         try:
             asyncio.run(run.clone(progress))
         except (KlingError, OSError) as error:
             problem = error
         except KeyboardInterrupt:
-            say(
-                f"Interrupted: {run.voices} of {len(run.entries)} voices are done. Those in flight"
-                " go on at the vendor. Run the same command again to go on; nothing is created"
-                " twice."
-            )
-            return INTERRUPTED
+            interrupted = True
+    if interrupted:
+        say(
+            f"Interrupted: {run.voices} of {len(run.entries)} voices are done. Those in flight go"
+            " on at the vendor. Run the same command again to go on; nothing is created twice."
+        )
+        return INTERRUPTED
     if isinstance(problem, ConfigurationError):
         return report(problem)
     seconds = time.monotonic() - started

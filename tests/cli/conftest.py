@@ -4,13 +4,14 @@ import asyncio
 import os
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from moto.server import ThreadedMotoServer
 
+from kling_voice.cli import main
 from kling_voice.emulator import Emulator, running
 
 from .support import Ended, Run
@@ -63,6 +64,26 @@ def kv(environment: dict[str, str], tmp_path: Path) -> Run:
         assert "Traceback" not in ended.err
         assert "Warning" not in ended.err
         return ended
+
+    return run
+
+
+@pytest.fixture
+def here(
+    environment: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[..., Ended]:
+    """A function that runs a command in this process: quicker, where nothing hangs on that."""
+
+    def run(*arguments: object, **changes: str) -> Ended:
+        monkeypatch.chdir(tmp_path)
+        for name, value in (environment | changes).items():
+            monkeypatch.setenv(name, value)
+        status = main([str(argument) for argument in arguments])
+        told = capsys.readouterr()
+        return Ended(status, told.out, told.err)
 
     return run
 

@@ -1,6 +1,8 @@
 """What the tests of the command line share besides fixtures."""
 
+import asyncio
 import json
+import urllib.request
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ class Ended:
 
 
 Run = Callable[..., Awaitable[Ended]]
+Here = Callable[..., Ended]
 
 
 def results(path: Path) -> list[dict[str, Any]]:
@@ -40,9 +43,28 @@ def results(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+async def until_results(path: Path, count: int) -> None:
+    """Wait until a results file has so many lines."""
+    for _ in range(1000):
+        if _lines(path) >= count:
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("the results do not come")
+
+
+def _lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
 def write_csv(path: Path, server: Emulator, count: int) -> Path:
     """Write a manifest of so many voices whose recordings the emulator serves."""
     lines = ["voice_name,voice_url,key"]
     lines += [f"Voice {n},{server.base_url}/media/recordings/ada.mp3,{n}" for n in range(count)]
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def objects(bucket: str) -> int:
+    """Count what is in a bucket of the S3 server."""
+    with urllib.request.urlopen(f"{bucket}?list-type=2") as listing:
+        return int(listing.read().count(b"<Contents>"))

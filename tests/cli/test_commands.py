@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import sys
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 from kling_voice import __version__
 from kling_voice.emulator import Emulator, Faults, recordings
 
-from .support import Run
+from .support import Here, Run, objects
 
 ADA = recordings()["ada.mp3"]
 URL = "https://example.com/ada.mp3"
@@ -28,16 +27,20 @@ COMMANDS = (
 
 
 async def test_help(kv: Run) -> None:
-    """The help names every command, and each one's own help has an example."""
-    overview, *helps = await asyncio.gather(
-        kv("--help"), *(kv(command, "--help") for command in COMMANDS)
-    )
-    assert overview.status == 0
-    for command, own in zip(COMMANDS, helps, strict=True):
-        assert f" {command} " in overview.out
-        assert (own.status, own.err) == (0, "")
-        assert f"kling-voice {command}" in own.out.partition("Example")[2]
-        assert max(map(len, own.out.splitlines())) <= 80
+    """The help names every command, in 80 columns."""
+    overview = await kv("--help")
+    assert (overview.status, overview.err) == (0, "")
+    assert all(f" {command} " in overview.out for command in COMMANDS)
+    assert max(map(len, overview.out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_commands(here: Here, command: str) -> None:
+    """Each command's help has an example of it, in 80 columns."""
+    own = here(command, "--help", COLUMNS="80")
+    assert (own.status, own.err) == (0, "")
+    assert f"kling-voice {command}" in own.out.partition("Example")[2]
+    assert max(map(len, own.out.splitlines())) <= 80
 
 
 async def test_version_and_completion(kv: Run, tmp_path: Path) -> None:
@@ -71,14 +74,6 @@ async def test_clone(kv: Run, server: Emulator) -> None:
     assert server.created == 2
 
 
-async def test_clone_twice(kv: Run, server: Emulator) -> None:
-    """The same external id gives the same voice, and creates one."""
-    first = await kv("clone", "Ada", "--voice-url", URL, "--external-task-id", "a", "--json")
-    again = await kv("clone", "Ada", "--voice-url", URL, "--external-task-id", "a", "--json")
-    assert first.json["task_id"] == again.json["task_id"]
-    assert server.created == 1
-
-
 @pytest.mark.parametrize("server_options", [{"fetch_samples": True}])
 async def test_clone_a_file(kv: Run, bucket: str, server: Emulator) -> None:
     """A local recording goes through the bucket to the vendor, and leaves it in the end."""
@@ -86,8 +81,7 @@ async def test_clone_a_file(kv: Run, bucket: str, server: Emulator) -> None:
     assert ended.status == 0
     assert ended.json["task_status"] == "succeed"
     assert "/voices/p/" in (server.tasks[0].voice_url or "")
-    with urllib.request.urlopen(f"{bucket}?list-type=2") as listing:
-        assert b"<Contents>" not in listing.read()
+    assert objects(bucket) == 0
 
 
 async def test_own_emulator(kv: Run, server: Emulator) -> None:
@@ -108,7 +102,13 @@ async def test_create_get_wait_download_delete(kv: Run, server: Emulator, tmp_pa
     task_id = created.json["task_id"]
     assert f"kling-voice wait {task_id}" in created.err
 
-    waited, got = await asyncio.gather(kv("wait", "ada-1", "--json"), kv("get", task_id))
+    waited, got, same = await asyncio.gather(
+        kv("wait", "ada-1", "--json"),
+        kv("get", task_id),
+        kv("clone", "Ada", "--voice-url", URL, "--external-task-id", "ada-1", "--json"),
+    )
+    assert same.json["task_id"] == task_id
+    assert server.created == 1
     assert waited.json["task_status"] == "succeed"
     assert task_id in got.out
 
@@ -136,7 +136,7 @@ async def test_task_that_goes_on(kv: Run, server: Emulator, tmp_path: Path) -> N
         kv("wait", "a", "--timeout", "0.2"),
         kv("wait", "a", "--timeout", "0.2", "--json"),
         kv("download", "a", "t.mp3"),
-        kv(*"clone Ada --external-task-id a --timeout 0.2 --voice-url".split(), URL, "--json"),
+        kv("clone", "Ada", "--voice-url", URL, "--external-task-id", "a", "--timeout", "0.2"),
     )
     for ended in (waited, told, trial, cloned):
         assert ended.status == 1
@@ -144,7 +144,7 @@ async def test_task_that_goes_on(kv: Run, server: Emulator, tmp_path: Path) -> N
         assert len(ended.err.strip().splitlines()) <= 4
     assert told.json["task_status"] in ("submitted", "processing")
     assert waited.out == trial.out == ""
-    assert list(tmp_path.iterdir()) == []
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("server_options", [{"fail_when": lambda body: "two voices found"}])
@@ -179,11 +179,10 @@ async def test_lists(kv: Run, server: Emulator) -> None:
     assert "Calm Narrator\t" in presets.out
 
 
-async def test_empty_list(kv: Run) -> None:
+def test_empty_list(here: Here) -> None:
     """An account without voices has an empty list."""
-    shown, told = await asyncio.gather(kv("list"), kv("list", "--json"))
-    assert len(shown.out.splitlines()) == 1
-    assert told.json == []
+    assert len(here("list").out.splitlines()) == 1
+    assert here("list", "--json").json == []
 
 
 # --- what is wrong ---
@@ -218,32 +217,47 @@ USAGE: dict[str, tuple[list[Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("half", [0, 1])
-async def test_usage(kv: Run, server: Emulator, half: int) -> None:
+@pytest.mark.parametrize(("arguments", "told"), USAGE.values(), ids=USAGE)
+def test_usage(here: Here, server: Emulator, arguments: list[Any], told: str) -> None:
     """What cannot be carried out as given is status 2, in a few words, before anything is sent."""
-    cases = list(USAGE.items())[half::2]
-    ends = await asyncio.gather(*(kv(*arguments) for _, (arguments, _) in cases))
-    for (case, (_, told)), ended in zip(cases, ends, strict=True):
-        assert (case, ended.status, ended.out) == (case, 2, "")
-        assert ended.err.startswith("Error: ")
-        assert told in ended.err
-        assert len(ended.err.splitlines()) <= 2
+    ended = here(*arguments)
+    assert (ended.status, ended.out) == (2, "")
+    assert ended.err.startswith("Error: ")
+    assert told in ended.err
+    assert len(ended.err.splitlines()) <= 2
     assert not server.requests
 
 
-async def test_settings(kv: Run, server: Emulator, unused_tcp_port: int) -> None:
-    """Wrong settings tell what to set; a refused key is status 1 with its code."""
-    nothing, half, host, unknown, nobody = await asyncio.gather(
-        kv("list", KLING_API_KEY=""),
-        kv("list", KLING_API_KEY="", KLING_ACCESS_KEY="a"),
-        kv("list", KLING_BASE_URL="http://example.com"),
+async def test_usage_as_processes(kv: Run) -> None:
+    """The same, for some of them, as it is for a shell."""
+    cases = [USAGE[case] for case in ("no such command", "no source", "unconfirmed")]
+    ends = await asyncio.gather(*(kv(*arguments) for arguments, _ in cases))
+    for (_, told), ended in zip(cases, ends, strict=True):
+        assert (ended.status, ended.out) == (2, "")
+        assert told in ended.err
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"KLING_API_KEY": ""}, "KLING_API_KEY"),
+        ({"KLING_API_KEY": "", "KLING_ACCESS_KEY": "a"}, "KLING_SECRET_KEY"),
+        ({"KLING_BASE_URL": "http://example.com"}, "https"),
+    ],
+)
+def test_settings(here: Here, changes: dict[str, str], told: str) -> None:
+    """Settings that are missing or wrong are status 2, and tell what to set."""
+    ended = here("list", **changes)
+    assert (ended.status, ended.out) == (2, "")
+    assert told in ended.err
+
+
+async def test_refusals(kv: Run, unused_tcp_port: int) -> None:
+    """A refused key is status 1 with its code, and so is a server that is not there."""
+    unknown, nobody = await asyncio.gather(
         kv("list", KLING_API_KEY="not-it"),
-        kv("delete", "x", "--yes", KLING_BASE_URL=f"http://127.0.0.1:{unused_tcp_port}"),
+        kv("presets", KLING_BASE_URL=f"http://127.0.0.1:{unused_tcp_port}"),
     )
-    assert nothing.status == half.status == host.status == 2
-    assert "KLING_API_KEY" in nothing.err
-    assert "KLING_SECRET_KEY" in half.err
-    assert "https" in host.err
     assert unknown.status == nobody.status == 1
     assert "code 1000" in unknown.err
     assert "request_id" in unknown.err
@@ -254,7 +268,7 @@ async def test_download_problems(kv: Run, server: Emulator, tmp_path: Path) -> N
     """A folder is no file: status 2; a trial that has expired says how long they live."""
     await kv("create", "Ada", "--voice-url", URL, "--external-task-id", "a")
     server.advance(1)
-    (folder,) = await asyncio.gather(kv("download", "a", tmp_path))
+    folder = await kv("download", "a", tmp_path)
     assert (folder.status, folder.out) == (2, "")
     assert "is a folder" in folder.err
     server.advance(31 * 86400)

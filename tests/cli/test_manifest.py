@@ -158,7 +158,8 @@ def test_bad_csv(tmp_path: Path, content: str | bytes, told: list[str]) -> None:
         ('{"name": "A"}', "line 1: 'name' is no field; the fields are"),
         ("[" * 100_000, "line 1: is not JSON"),
         ('{"voice_name": "\\ud800", "video_id": "1"}', "line 1: voice_name is not valid text"),
-        ("{}", "line 1: voice_name must be a non-empty string"),
+        ("{}", "line 1: Give exactly one of"),
+        ('{"video_id": "1"}', "line 1: voice_name must be a non-empty string"),
     ],
 )
 def test_bad_json_lines(tmp_path: Path, content: str, told: str) -> None:

@@ -162,7 +162,6 @@ def test_voices_stay_and_failures_go() -> None:
         {f"{PREFIX}a", f"{PREFIX}b", f"{PREFIX}c", "mine"},
         PREFIX,
         "f",
-        emulated=False,
     )
     assert list(kept) == [f"{PREFIX}a", f"{PREFIX}gone", "mine", f"{PREFIX}c"]
 
@@ -170,7 +169,7 @@ def test_voices_stay_and_failures_go() -> None:
 def test_one_line_for_each_request() -> None:
     """Of several lines of one request the last voice stays."""
     lines = [line(f"{PREFIX}a", voice="1"), line(f"{PREFIX}a-r1", voice="2")]
-    kept = keep(lines, {f"{PREFIX}a"}, PREFIX, "f", emulated=False)
+    kept = keep(lines, {f"{PREFIX}a"}, PREFIX, "f")
     assert [each["voice_id"] for each in kept.values()] == ["2"]
 
 
@@ -178,17 +177,21 @@ def test_another_batch() -> None:
     """Results of another batch are refused, so that two never share a file."""
     other = f"{batch_prefix('other')}a"
     with pytest.raises(UsageError, match="another batch"):
-        keep([line(other)], {f"{PREFIX}a"}, PREFIX, "f", emulated=False)
+        keep([line(other)], {f"{PREFIX}a"}, PREFIX, "f")
 
 
 @pytest.mark.parametrize("emulated", [True, False])
-def test_emulated_voices_are_not_real(emulated: bool) -> None:
-    """An emulator's voices never pass for the vendor's, nor the other way round."""
-    local = line(f"{PREFIX}a", url="http://127.0.0.1:8080/t.mp3")
-    real = line(f"{PREFIX}a")
-    assert keep([local if emulated else real], {}, PREFIX, "f", emulated=emulated)
-    with pytest.raises(UsageError, match="holds results of"):
-        keep([real if emulated else local], {}, PREFIX, "f", emulated=emulated)
+@pytest.mark.parametrize("run", ["vendor", "local", "emulator"])
+def test_emulated_voices_are_not_real(emulated: bool, run: str) -> None:
+    """An emulator's voices never pass for the vendor's, which a local gateway may be before."""
+    url = "http://127.0.0.1:8080/t.mp3" if emulated else "https://example.com/t.mp3"
+    lines = [line(f"{PREFIX}a", url=url)]
+    against = {"emulator": run == "emulator", "local": run == "local"}
+    if (emulated and run == "vendor") or (not emulated and run == "emulator"):
+        with pytest.raises(UsageError, match="holds results of"):
+            keep(lines, {}, PREFIX, "f", **against)
+    else:
+        assert keep(lines, {}, PREFIX, "f", **against)
 
 
 def test_file(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ async def program() -> None:
         assert_type(task.is_done, bool)
         assert_type(await kling.get_task(task.task_id), VoiceTask)
         assert_type(await kling.list_tasks(page_num=2, page_size=100), list[VoiceTask])
-        assert_type(kling.iter_presets(), AsyncIterator[VoiceTask])
+        assert_type(kling.iter_presets(), AsyncGenerator[VoiceTask, None])
         assert_type(await kling.wait_for_task(task, timeout=None, on_update=told), VoiceTask)
         assert_type(await kling.wait_for_task("id", on_update=told_at_once), VoiceTask)
         voice = await kling.clone_voice("Ada", voice_file="ada.mp3", on_update=told)

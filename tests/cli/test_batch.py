@@ -1,0 +1,245 @@
+"""`kling-voice batch` as a process: manifests to results, interrupted and resumed."""
+
+import asyncio
+import json
+import shutil
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from pathlib import Path
+
+import pytest
+
+from kling_voice.emulator import Emulator, Faults, recordings
+
+from .support import Here, Run, objects, results, until_results, write_csv
+
+
+async def start(environment: dict[str, str], folder: Path, *arguments: str) -> Process:
+    """Start a batch as a process."""
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "kling_voice.cli", "batch", *arguments),
+        env=environment,
+        cwd=folder,
+        stdout=PIPE,
+        stderr=PIPE,
+    )
+
+
+@pytest.mark.parametrize("server_options", [{"fetch_samples": True, "concurrency_limit": 2}])
+async def test_folder_through_s3(kv: Run, bucket: str, server: Emulator, tmp_path: Path) -> None:
+    """A folder of recordings becomes voices; no recording stays in the bucket."""
+    folder = tmp_path / "cast"
+    folder.mkdir()
+    for path in recordings().values():
+        shutil.copy(path, folder)
+    ended = await kv("batch", "cast", "--host", "s3://voices/samples")
+    assert ended.status == 0
+    assert "Batch 'cast': 3 requests" in ended.err
+    assert "3/3 " in ended.err
+    assert ended.out.splitlines()[0] == "voice_name\ttask_status\tvoice_id"
+    assert "3 voices, 0 failures, 0.15 units deducted" in ended.out
+    lines = results(tmp_path / "cast.results.jsonl")
+    assert sorted(line["voice_name"] for line in lines) == ["ada", "alan", "james"]
+    assert {line["task_status"] for line in lines} == {"succeed"}
+    assert {line["voice_id"] for line in lines} == {task.voice_id for task in server.tasks}
+    assert objects(bucket) == 0
+
+    again = await kv("batch", "cast/", "--json", KLING_SAMPLE_HOST="s3://voices/samples")
+    assert again.status == 0
+    assert "3 requests, 3 of them done before" in again.err
+    assert again.json["voices"] == 3
+    assert results(tmp_path / "cast.results.jsonl") == lines
+    assert server.created == 3
+
+
+async def test_failures_and_retries(kv: Run, server: Emulator, tmp_path: Path) -> None:
+    """Failures are lines with their reason, status 1; --retry-failed tries them as new tasks."""
+    server.fail_when = lambda body: "noise" if body["voice_name"].endswith("1") else None
+    write_csv(tmp_path / "cast.csv", server, 3)
+    arguments = ("batch", "cast.csv", "--output", "r.jsonl", "--batch-id", "b")
+    first = await kv(*arguments, "--json")
+    assert first.status == 1
+    assert first.json == first.json | {
+        "batch_id": "b",
+        "output": "r.jsonl",
+        "requests": 3,
+        "voices": 2,
+        "failures": 1,
+        "units_deducted": "0.10",
+    }
+    assert "Voice 1: failed: noise" in first.err
+    assert "--retry-failed 1" in first.err
+    (failed,) = [line for line in results(tmp_path / "r.jsonl") if line["voice_id"] is None]
+    assert failed["task_status"] == "failed"
+    assert failed["error"]["type"] == "TaskFailedError"
+    assert "noise" in failed["error"]["message"]
+
+    server.fail_when = None
+    again = await kv(*arguments)
+    assert again.status == 1  # a task that ended as failed stays failed
+    assert server.created == 3
+    mended = await kv(*arguments, "--retry-failed", "1")
+    assert mended.status == 0
+    assert server.created == 4
+    lines = results(tmp_path / "r.jsonl")
+    assert len(lines) == 3
+    assert sorted(line["key"] for line in lines) == ["0", "1", "2"]
+    assert all(line["voice_id"] for line in lines)
+
+
+@pytest.mark.parametrize("server_options", [{"task_seconds": 0.4, "concurrency_limit": 2}])
+async def test_interrupted_and_resumed(
+    kv: Run, server: Emulator, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """Ctrl-C ends cleanly and says how to go on; the same command creates nothing twice."""
+    write_csv(tmp_path / "cast.csv", server, 6)
+    process = await start(environment, tmp_path, "cast.csv", "--output", "r.jsonl")
+    await until_results(tmp_path / "r.jsonl", 1)
+    process.send_signal(signal.SIGINT)
+    out, err = await process.communicate()
+    told = err.decode()
+    assert process.returncode == 130
+    assert out == b""
+    assert "Interrupted: " in told
+    assert "Run the same command again" in told
+    assert "Traceback" not in told
+    before = results(tmp_path / "r.jsonl")
+    assert 1 <= len(before) < 6
+
+    again = await kv("batch", "cast.csv", "--output", "r.jsonl")
+    assert again.status == 0
+    assert f"{len(before)} of them done before" in again.err
+    after = results(tmp_path / "r.jsonl")
+    assert after[: len(before)] == before
+    assert sorted(int(line["key"]) for line in after) == list(range(6))
+    assert server.created == 6
+
+
+@pytest.mark.parametrize("server_options", [{"task_seconds": 0.4, "concurrency_limit": 2}])
+async def test_killed_and_resumed(
+    kv: Run, server: Emulator, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """A run that is killed, in the middle of a line even, is resumed without a loss."""
+    write_csv(tmp_path / "cast.csv", server, 6)
+    process = await start(environment, tmp_path, "cast.csv", "--output", "r.jsonl")
+    await until_results(tmp_path / "r.jsonl", 1)
+    process.kill()
+    await process.communicate()
+    with (tmp_path / "r.jsonl").open("ab") as file:
+        file.write(b'{"voice_name": "Voice')
+    again = await kv("batch", "cast.csv", "--output", "r.jsonl")
+    assert again.status == 0
+    assert sorted(int(line["key"]) for line in results(tmp_path / "r.jsonl")) == list(range(6))
+    assert server.created == 6
+
+
+async def test_faults(kv: Run, server: Emulator, tmp_path: Path) -> None:
+    """A bad network shows neither in the results nor in words."""
+    server.faults = Faults(rate=0.3, seed=3)
+    write_csv(tmp_path / "cast.csv", server, 12)
+    ended = await kv("batch", "cast.csv", "--concurrency", "6", "--json")
+    assert ended.status == 0
+    assert ended.json["voices"] == server.created == 12
+    assert len(ended.err.splitlines()) == 13
+
+
+async def test_account_in_arrears(kv: Run, server: Emulator, tmp_path: Path) -> None:
+    """What concerns the whole account ends the batch: status 1, the code, how to go on."""
+    server.faults = Faults(script={"create": dict.fromkeys(range(2, 100), 1101)})
+    write_csv(tmp_path / "cast.csv", server, 20)
+    ended = await kv("batch", "cast.csv", "--concurrency", "1", "--output", "r.jsonl")
+    assert ended.status == 1
+    assert "code 1101" in ended.err
+    assert "Run the same command again" in ended.err
+    assert len(results(tmp_path / "r.jsonl")) < 10
+    server.faults = None
+    again = await kv("batch", "cast.csv", "--output", "r.jsonl")
+    assert again.status == 0
+    assert len(results(tmp_path / "r.jsonl")) == server.created == 20
+
+
+def test_bad_manifest(here: Here, server: Emulator, tmp_path: Path) -> None:
+    """Every bad line is told, nothing is created, and no output appears."""
+    (tmp_path / "cast.csv").write_text(
+        "voice_name,voice_url,voice_file\n"
+        "Good,https://example.com/a.mp3,\n"
+        ",https://example.com/a.mp3,\n"
+        "Bad,,no.mp3\n"
+    )
+    (tmp_path / "cast.jsonl").write_text('{"voice_name": 1}\n')
+    (tmp_path / "cast.txt").write_text("?")
+    (tmp_path / "empty").mkdir()
+    for name, told in {
+        "cast.csv": ["Error: cast.csv, line 3: voice_name", "Error: cast.csv, line 4: "],
+        "cast.jsonl": ["Error: cast.jsonl, line 1: voice_name must be a string"],
+        "cast.txt": ["must end in .csv or .jsonl"],
+        "empty": ["holds no requests"],
+        "no.csv": ["no.csv cannot be read: No such file"],
+    }.items():
+        ended = here("batch", name)
+        assert (ended.status, ended.out) == (2, "")
+        lines = ended.err.splitlines()
+        for text, line in zip(told, lines, strict=False):
+            assert text in line
+        if name != "no.csv":
+            assert "nothing was created" in lines[len(told)]
+    assert not server.requests
+    assert not list(tmp_path.glob("*results*"))
+
+
+async def test_bad_manifest_as_a_process(kv: Run, tmp_path: Path) -> None:
+    """The same, as it is for a shell."""
+    (tmp_path / "cast.csv").write_text("voice_name,voice_url\n,\n")
+    ended = await kv("batch", "cast.csv")
+    assert (ended.status, ended.out) == (2, "")
+    assert "1 problem in cast.csv; nothing was created." in ended.err
+
+
+def test_bad_settings(here: Here, server: Emulator, tmp_path: Path) -> None:
+    """No host for recordings, an output of something else: status 2 before anything is done."""
+    shutil.copy(recordings()["ada.mp3"], tmp_path / "ada.mp3")
+    (tmp_path / "files.csv").write_text("voice_name,voice_file\nAda,ada.mp3\n")
+    manifest = write_csv(tmp_path / "cast.csv", server, 1)
+    text = manifest.read_text()
+    for arguments, told in (
+        (["files.csv"], "--host s3://bucket/prefix or KLING_SAMPLE_HOST"),
+        (["cast.csv", "--output", "cast.csv"], "cast.csv exists, and its line 1 is no result"),
+        (["cast.csv", "--output", "none/r.jsonl"], "none/r.jsonl cannot be written: No such file"),
+        (["cast.csv", "--concurrency", "0"], "--concurrency"),
+        (["cast.csv", "--retry-failed", "-1"], "--retry-failed"),
+    ):
+        ended = here("batch", *arguments)
+        assert (ended.status, ended.out) == (2, "")
+        assert told in ended.err
+    no_key = here("batch", "cast.csv", KLING_API_KEY="")
+    assert (no_key.status, no_key.out) == (2, "")
+    assert "KLING_API_KEY" in no_key.err
+    assert manifest.read_text() == text
+    assert not server.requests
+
+
+async def test_emulated_results_are_kept_apart(kv: Run, server: Emulator, tmp_path: Path) -> None:
+    """A trial run on an emulator never makes a real run believe that its voices exist.
+
+    Every trial run makes all its voices; by default in a file of its own.
+    """
+    (tmp_path / "cast.jsonl").write_text(json.dumps({"voice_name": "A", "video_id": "1"}))
+    for _ in range(2):
+        trial = await kv("batch", "cast.jsonl", "--emulator", KLING_API_KEY="")
+        assert trial.status == 0
+        assert "done before" not in trial.err
+        assert "1 voice, 0 failures, 0.05 units" in trial.out
+        assert len(results(tmp_path / "cast.emulator.jsonl")) == 1
+    real, other = await asyncio.gather(
+        kv(
+            *("batch", "cast.jsonl", "--output", "cast.emulator.jsonl"),
+            KLING_BASE_URL="https://example.com",
+        ),
+        kv("batch", "cast.jsonl", "--output", "cast.emulator.jsonl", "--batch-id", "other"),
+    )
+    assert real.status == other.status == 2
+    assert "holds results of an emulator" in real.err
+    assert "results of another batch" in other.err
+    assert not server.requests

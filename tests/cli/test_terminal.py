@@ -1,0 +1,156 @@
+"""What people see on a terminal of 80 columns: the progress, tables, colours and questions."""
+
+import asyncio
+import os
+import re
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from kling_voice.emulator import Emulator
+
+from .support import Ended, results, write_csv
+
+fcntl = pytest.importorskip("fcntl")
+pty = pytest.importorskip("pty")
+termios = pytest.importorskip("termios")
+
+Type = Callable[..., Awaitable[Ended]]
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+@pytest.fixture
+def at_terminal(environment: dict[str, str], tmp_path: Path) -> Type:
+    """A function that runs a command at a terminal of 80 columns; all it shows is its ``out``.
+
+    *when* is a text to wait for, and *do* what to do then: a text to type, or a signal.
+    """
+
+    async def run(
+        *arguments: object, when: str = "", do: str | signal.Signals = "", **changes: str
+    ) -> Ended:
+        ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, b"\x18\0\x50\0\0\0\0\0")  # 24 lines, 80 columns
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "kling_voice.cli", *map(str, arguments)),
+            env=environment | changes,
+            cwd=tmp_path,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+        )
+        os.close(theirs)
+        shown = ""
+        acted = not when
+        async with asyncio.timeout(30):
+            while piece := await asyncio.to_thread(_read, ours):
+                shown += piece
+                if not acted and when in shown:
+                    acted = True
+                    if isinstance(do, signal.Signals):
+                        process.send_signal(do)
+                    else:
+                        os.write(ours, do.encode())
+            await process.wait()
+        os.close(ours)
+        assert acted
+        assert "Traceback" not in shown
+        return Ended(process.returncode or 0, shown, "")
+
+    return run
+
+
+def _read(terminal: int) -> str:
+    try:
+        return os.read(terminal, 65536).decode(errors="replace")
+    except OSError:  # the other side has been closed
+        return ""
+
+
+def lines(shown: str) -> list[str]:
+    """Give what was shown, line by line as it was drawn, without its escapes."""
+    return [line for line in re.split(r"[\r\n]+", ESCAPES.sub("", shown)) if line.strip()]
+
+
+@pytest.mark.parametrize("server_options", [{"task_seconds": 0.5, "concurrency_limit": 3}])
+async def test_progress(at_terminal: Type, server: Emulator, tmp_path: Path) -> None:
+    """The display tells done, failed, in flight, limit, rate and time left, in 80 columns."""
+    server.fail_when = lambda body: "noise" if body["voice_name"] == "Voice 2" else None
+    write_csv(tmp_path / "cast.csv", server, 9)
+    ended = await at_terminal("batch", "cast.csv")
+    assert ended.status == 1
+    shown = lines(ended.out)
+    assert all(len(line) <= 80 for line in shown)
+    figures = [line for line in shown if " in flight " in line]
+    assert len(figures) > 5
+    form = r"\d done  \d failed  \d in flight  limit \d  [\d.]+ a minute *"
+    assert re.fullmatch(form, figures[-3])
+    assert any(re.search(r"\d/9 +\d:\d\d left", line) for line in shown)
+    assert any("Voice 2: failed: noise" in line for line in shown)
+    assert any(re.search(r"Voice 8 +succeed +\d{18}", line) for line in shown)
+    assert "8 voices, 1 failure, 0.40 units deducted" in ended.out
+    assert len(results(tmp_path / "cast.results.jsonl")) == 9
+    assert COLOURS.search(ended.out)
+    assert ended.out.count("\x1b[?25l") == ended.out.count("\x1b[?25h") == 1  # the cursor is back
+
+
+async def test_no_color(at_terminal: Type, server: Emulator, tmp_path: Path) -> None:
+    """NO_COLOR leaves the display, without colours."""
+    write_csv(tmp_path / "cast.csv", server, 1)
+    ended = await at_terminal("batch", "cast.csv", NO_COLOR="1")
+    assert ended.status == 0
+    assert " in flight " in ended.out
+    colours = {code for match in COLOURS.findall(ended.out) for code in match[2:-1].split(";")}
+    assert not {code for code in colours if code.startswith(("3", "4")) and len(code) > 1}
+
+
+@pytest.mark.parametrize("server_options", [{"task_seconds": 5}])
+async def test_ctrl_c(at_terminal: Type, server: Emulator, tmp_path: Path) -> None:
+    """Ctrl-C leaves a clean terminal and the way to go on."""
+    write_csv(tmp_path / "cast.csv", server, 3)
+    ended = await at_terminal("batch", "cast.csv", when="3 in flight", do=signal.SIGINT)
+    assert ended.status == 130
+    assert lines(ended.out)[-1].endswith(
+        "the same command again to go on; nothing is created twice."
+    )
+    assert ended.out.count("\x1b[?25l") == ended.out.count("\x1b[?25h")
+
+
+async def test_tables_and_questions(at_terminal: Type, server: Emulator) -> None:
+    """A voice is waited for and listed in 80 columns, and deleted only after a yes."""
+    url = f"{server.base_url}/media/recordings/ada.mp3"
+    cloned = await at_terminal("clone", "A name of 20 letters", "--voice-url", url)
+    assert cloned.status == 0
+    assert "cloning A name of 20 letters" in cloned.out
+    voice_id = server.tasks[0].voice_id
+    listed, no = await asyncio.gather(
+        at_terminal("list"), at_terminal("delete", voice_id, when="[y/n]", do="n\r")
+    )
+    (row,) = [line for line in lines(listed.out) if voice_id in line]
+    assert row.split()[-3:] == ["succeed", voice_id, server.tasks[0].task_id]
+    assert len(row) <= 80
+    assert no.status == 1
+    assert "Nothing was deleted" in no.out
+    assert not server.tasks[0].deleted
+    yes = await at_terminal("delete", voice_id, when="[y/n]", do="y\r")
+    assert yes.status == 0
+    assert server.tasks[0].deleted
+
+
+@pytest.mark.parametrize("server_options", [{"fail_when": lambda body: "\x1b[2Jcleared\r\n"}])
+async def test_hostile_text(at_terminal: Type, server: Emulator, tmp_path: Path) -> None:
+    """Nothing that the vendor says moves the cursor or clears the screen."""
+    write_csv(tmp_path / "cast.csv", server, 1)
+    batch, cloned = await asyncio.gather(
+        at_terminal("batch", "cast.csv"),
+        at_terminal("clone", "Ada", "--voice-url", "https://example.com/a.mp3"),
+    )
+    for ended in (batch, cloned):
+        assert "cleared" in ended.out
+        assert "\x1b[2J" not in ended.out
