@@ -249,7 +249,6 @@ class Batch:
             external_task_id = await self._identify(request)
             self._cloner.check(request, external_task_id)
             for attempt in range(self._retry_failed + 1):
-                known = None
                 if attempt > 0 and external_task_id is None and task is not None:
                     external_task_id = task.external_task_id
                 this_id = external_task_id and nth_id(external_task_id, attempt)

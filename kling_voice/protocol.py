@@ -46,6 +46,7 @@ NAME_LENGTH: Final = 20  # characters
 PAGES: Final = 1000  # the highest pageNum
 PAGE_SIZES: Final = (1000, 500, 100, 30)  # what to fall back to where a larger page is refused
 _SHOWN = 200  # characters of an unreadable body that an error shows
+_TOLD = 100  # voices of an unreadable task that are looked at for what is wrong
 _LONGEST_RETRY_AFTER = 1e9  # seconds; keeps a silly header finite
 
 
@@ -335,8 +336,7 @@ def read_envelope(
     if type(document) is not dict or type(document.get("code")) is not int:
         raise _response_error(why, status, headers, body, secrets)
     code, request_id = document["code"], document.get("request_id")
-    if type(request_id) is not str:
-        request_id = None
+    request_id = _shown(request_id, _SHOWN, secrets) if type(request_id) is str else None
     if code != 0:
         message = document.get("message")
         raise error_class(code, status)(
@@ -412,7 +412,7 @@ def _tell(data: Any, path: str) -> str:
     if type(data) is not dict:
         return f"{path}: expected an object"
     try:
-        _telling_converter.structure(data, VoiceTask)
+        _telling_converter.structure(_shortened(data), VoiceTask)
     except Exception as error:
         told = transform_error(error, path=path, format_exception=_format)
         places = [
@@ -420,6 +420,14 @@ def _tell(data: Any, path: str) -> str:
         ]
         return redact("; ".join(places[:3]))
     return f"{path}: not readable"
+
+
+def _shortened(data: dict[str, Any]) -> dict[str, Any]:
+    # Telling what is wrong costs a thousand times what reading costs; an answer full of broken
+    # voices must not take minutes.
+    result = data.get("task_result")
+    voices = result.get("voices") if type(result) is dict else None
+    return {**data, "task_result": {"voices": voices[:_TOLD]}} if type(voices) is list else data
 
 
 def _format(error: BaseException, _: type | None) -> str:

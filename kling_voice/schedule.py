@@ -1,19 +1,24 @@
-"""When to look at a waiting task, and how: by a list page or alone. Decisions only, no I/O."""
+"""When to look at a waiting task. Decisions only: no I/O, and no clock but the caller's."""
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Hashable, Iterable
+from heapq import heapify, heappop, heappush
+from math import floor, inf
+from typing import Final, Generic, TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState, wait_exponential
 
 from kling_voice.models import TaskStatus
 from kling_voice.policies import PollingPolicy
-from kling_voice.protocol import PAGE_SIZES, PAGES, smaller_page
 
-MERGE = 3  # so many reads due together are one list page; fewer are single queries
-NEVER = float("inf")
-_SMALLEST_PAGE = PAGE_SIZES[-1]
-_ROOM = 1.25  # a page is asked this much larger than what is looked for reached last time
-_LONGEST_LIST_REST = 64  # ticks; after so long a useless list is tried again
+NEVER: Final = inf
+_BEATS = 8  # a tick; what cannot wait for a tick falls together at these
+_LONGEST_BEAT = 0.1  # seconds
+_WIDEST_JITTER = 0.9  # of a tick, so that ticks never change places
+_GOLDEN = 0.6180339887498949  # its multiples, without their whole parts, are evenly spread
+_SLACK = 100  # empty moments that are not worth a clearing up
+
+T = TypeVar("T", bound=Hashable)
 
 
 def advances(known: TaskStatus | None, told: TaskStatus) -> bool:
@@ -33,15 +38,11 @@ class Schedule:
     Args:
         policy: The intervals.
         slow: Look only every ``policy.maximum``, since callbacks tell the end.
-        uniform: Gives a random number between two; for tests.
+        seed: From 0 to 1, what tells this client's jitter from another's; random if not given.
     """
 
     def __init__(
-        self,
-        policy: PollingPolicy,
-        *,
-        slow: bool = False,
-        uniform: Callable[[float, float], float] = random.uniform,
+        self, policy: PollingPolicy, *, slow: bool = False, seed: float | None = None
     ) -> None:
         self._interval = wait_exponential(
             multiplier=policy.maximum if slow else policy.initial,
@@ -49,15 +50,12 @@ class Schedule:
             max=policy.maximum,
         )
         self._state = RetryCallState(AsyncRetrying(), None, (), {})
-        self._period = min(policy.initial, policy.maximum)
-        self._shift = min(policy.jitter, 0.9) * self._period / 2
-        self._uniform = uniform
-        self._ticks: dict[int, float] = {}
-
-    @property
-    def period(self) -> float:
+        self.period = min(policy.initial, policy.maximum)
         """Seconds between two ticks."""
-        return self._period
+        self.beat = min(self.period / _BEATS, _LONGEST_BEAT)
+        """Seconds by which a look may be moved to share a read."""
+        self._shift = min(policy.jitter, _WIDEST_JITTER) * self.period / 2
+        self._seed = random.random() if seed is None else seed
 
     def interval(self, looks: int) -> float:
         """Give the seconds to wait after so many looks."""
@@ -69,86 +67,94 @@ class Schedule:
 
         Reads that fall due at the same tick are due at the very same moment.
         """
-        number = max(round(target / self._period), int(now / self._period))
+        number = max(round(target / self.period), floor(now / self.period))
         while (moment := self._moment(number)) <= now:
             number += 1
-        if len(self._ticks) > 1000:
-            self._ticks = {n: at for n, at in self._ticks.items() if at > now}
         return moment
 
     def _moment(self, number: int) -> float:
-        if (moment := self._ticks.get(number)) is None:
-            moment = number * self._period + self._uniform(-self._shift, self._shift)
-            self._ticks[number] = moment
-        return moment
+        # The jitter is a function of the number: to be the same for all, with nothing to remember.
+        jitter = 2 * ((number * _GOLDEN + self._seed) % 1) - 1
+        return number * self.period + jitter * self._shift
 
-    def next_look(self, now: float, looks: int, last_looks: Iterable[float]) -> float:
-        """Give the moment of the next look at a task, or :data:`NEVER`.
+    def last_look(self, deadline: float, timeout: float, margin: float) -> float:
+        """Give the latest moment at which a look can still end before the deadline.
+
+        Args:
+            deadline: When the wait ends.
+            timeout: How long it lasts in all; at least three quarters of it are there to look.
+            margin: How long a look may take.
+        """
+        if deadline == NEVER:
+            return NEVER
+        last = deadline - min(margin, timeout / 4)
+        # Waits that began together end together: a little earlier, one read serves them all.
+        return last if timeout < self.period else floor(last / self.beat) * self.beat
+
+    def clip(self, now: float, due: float, last_looks: Iterable[float]) -> float:
+        """Give the moment of a look that is due, or :data:`NEVER` if nobody has the time for it.
 
         Args:
             now: This moment.
-            looks: How often it has been looked at.
-            last_looks: For each one who waits, the latest moment at which a look can still end
-                before the deadline.
+            due: When the look is due.
+            last_looks: The :meth:`last_look` of each one who waits for it.
         """
-        due = self.tick(now, now + self.interval(looks))
-        wanted = False
-        for last in last_looks:
-            if due <= last:
-                wanted = True
-            elif last > now:
-                due, wanted = last, True
-        return due if wanted else NEVER
+        left = [last for last in last_looks if last > now]
+        return min(due, *left) if left else NEVER
 
 
-class ListUse:
-    """Whether and how to ask the list; learned from what it showed so far."""
+class Agenda(Generic[T]):
+    """Who is due when; each one once."""
 
     def __init__(self) -> None:
-        self.cap = PAGE_SIZES[0]
-        self._depth = 0
-        self._strikes = 0
-        self._failures = 0
-        self._rest_until = -NEVER
+        self._moments: dict[T, float] = {}
+        self._due: dict[float, dict[T, None]] = {}
+        self._order: list[float] = []  # a heap of moments, some of which have become empty
 
-    def is_worth(self, now: float, due: int) -> bool:
-        """Tell whether so many reads that are due now are better answered from the list."""
-        return due >= MERGE and now >= self._rest_until
+    def __len__(self) -> int:
+        return len(self._moments)
 
-    def page_size(self, waiting: int) -> int:
-        """Give the page size that should show all of so many waiting tasks at once."""
-        wanted = int(max(waiting, self._depth) * _ROOM)
-        return min(self.cap, max(_SMALLEST_PAGE, wanted))
+    @property
+    def first(self) -> float:
+        """The moment when someone is due, or :data:`NEVER`."""
+        while self._order and self._order[0] not in self._due:
+            heappop(self._order)
+        return self._order[0] if self._order else NEVER
 
-    def refused(self, page_size: int) -> bool:
-        """Note that the server refuses this page size; tell whether a smaller one is left."""
-        smaller = smaller_page(page_size)
-        if smaller is None:
-            return False
-        self.cap = smaller
-        return True
+    def moment(self, who: T) -> float:
+        """Give the moment when *who* is due, or :data:`NEVER`."""
+        return self._moments.get(who, NEVER)
 
-    def go_on(self, found: int, missing: int, items: int, page_num: int) -> bool:
-        """Tell whether the next page is worth a request after one that showed *found* of ours."""
-        return items > 0 and found >= MERGE - 1 and missing >= MERGE and page_num < PAGES
+    def plan(self, who: T, moment: float) -> None:
+        """Let *who* be due at *moment*, and then only; not at all if it is :data:`NEVER`."""
+        if moment == self.moment(who):
+            return
+        self.drop(who)
+        if moment == NEVER:
+            return
+        self._moments[who] = moment
+        if moment not in self._due:
+            self._due[moment] = {}
+            heappush(self._order, moment)
+            if len(self._order) > 2 * len(self._due) + _SLACK:
+                self._order = list(self._due)
+                heapify(self._order)
+        self._due[moment][who] = None
 
-    def learn(self, now: float, period: float, *, found: int, pages: int, depth: int) -> None:
-        """Note how the list served: *found* of ours on so many pages, the deepest at *depth*."""
-        self._failures = 0
-        if found >= (MERGE - 1) * pages:
-            self._strikes = 0
-            self._depth = depth
-        else:
-            self._rest(now, period)
+    def drop(self, who: T) -> None:
+        """Let *who* not be due any more."""
+        moment = self._moments.pop(who, NEVER)
+        if moment != NEVER:
+            together = self._due[moment]
+            del together[who]
+            if not together:
+                del self._due[moment]
 
-    def failed(self, now: float, period: float, *, for_good: bool) -> None:
-        """Note that the list could not be read; a passing failure is forgiven a few times."""
-        self._failures += 1
-        if for_good or self._failures >= MERGE:
-            self._failures = 0
-            self._rest(now, period)
-
-    def _rest(self, now: float, period: float) -> None:
-        """Leave the list alone, longer each time."""
-        self._strikes += 1
-        self._rest_until = now + period * min(_LONGEST_LIST_REST, 2**self._strikes)
+    def take(self, now: float) -> list[T]:
+        """Give all who are due by *now*, and let them not be due any more."""
+        taken: list[T] = []
+        while self._due and self.first <= now:
+            taken += self._due.pop(heappop(self._order))
+        for who in taken:
+            del self._moments[who]
+        return taken

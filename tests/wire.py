@@ -16,6 +16,12 @@ MakeClient = Callable[..., KlingVoiceClient]
 BRISK = RetryPolicy(attempts=5, initial=0.001, maximum=0.01, max_elapsed=10.0)
 ONCE = RetryPolicy(attempts=1)
 
+
+def patience(*faults: object) -> float:
+    """Give a timeout: short where a fault stalls, long elsewhere, since machines can be busy."""
+    return 0.25 if {"stall", "stall_after"} & {str(fault) for fault in faults} else 5.0
+
+
 CERTIFICATE = Path(__file__).with_name("localhost.pem")  # for localhost, trusted by nobody
 
 Write = Callable[[asyncio.StreamWriter], Awaitable[None]]
@@ -90,6 +96,7 @@ class Server:
         self._tls = tls
         self.requests: list[Request] = []
         self.connections = 0
+        self._came = asyncio.Event()
         self._answers = answers
         self._writers: set[asyncio.StreamWriter] = set()
         self._handlers: set[asyncio.Task[None]] = set()
@@ -118,6 +125,12 @@ class Server:
             writer.transport.abort()
         await asyncio.sleep(0)
 
+    async def arrived(self, count: int) -> None:
+        """Wait until so many requests have come."""
+        while len(self.requests) < count:
+            self._came.clear()
+            await self._came.wait()
+
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         self._writers.add(writer)
@@ -130,6 +143,7 @@ class Server:
             while True:
                 request = await _read(reader)
                 self.requests.append(request)
+                self._came.set()
                 answer = self._answer(request)
                 if not isinstance(answer, bytes):
                     await answer(writer)

@@ -135,8 +135,8 @@ def sign(body: bytes, headers: dict[str, str]) -> dict[str, str]:
 
 # --- fuzzing ---
 
-_NUMBERS: Final = (0, -1, 1.5, 10**30)
-_VALUES: Final[tuple[Any, ...]] = (*_NUMBERS, "", "x", "succeed", "1.5", "\ud800", None, True, [], {})
+_TEXTS: Final = ("", "x", "succeed", "1.5", "\ud800")
+_VALUES: Final[tuple[Any, ...]] = (*_TEXTS, None, True, 0, -1, 1.5, 10**30, [], {})
 
 
 def mutate(case: bytes, longest: int, seed: int, by_bytes: Callable[[bytes, int], bytes]) -> bytes:
