@@ -177,8 +177,11 @@ async def _by_hand(base_url: str, api_key: str, voices: int) -> AsyncIterator[No
             while True:
                 tick = max(tick + INTERVAL, clock())
                 await asyncio.sleep(tick - clock())
-                page_size = min(1000, max(page_size, 3 * len(waiting) // 2))
-                for task in await byhand.page(session, page_size):
+                oldest = next(iter(waiting), None)
+                shown = await byhand.page(session, page_size)
+                if oldest is not None and all(task["task_id"] != oldest for task in shown):
+                    page_size = min(1000, 3 * page_size // 2)
+                for task in shown:
                     if task["task_status"] in byhand.ENDED and task["task_id"] in waiting:
                         waiting.pop(task["task_id"]).set_result(None)
 

@@ -232,12 +232,12 @@ class Cloner:
     ) -> VoiceTask:
         if request.voice_file is None:
             creation = self._creation(request, external_task_id, None)
-            await self._acquire(creation)
+            telling = await self._acquire(creation)
         else:
             async with self._uploads:
                 hosted = await self._publish(request, external_task_id)
                 creation = self._creation(request, external_task_id, hosted)
-                await self._acquire(creation)
+                telling = await self._acquire(creation)
         on_slot()
         while True:
             # From here on a slot is held, until the answer says else.
@@ -256,13 +256,13 @@ class Cloner:
                 if creation.adopted:
                     self.slots.adopted()
                 else:
-                    self.slots.accepted()
+                    self.slots.accepted(telling)
                 return task
-            await self._acquire(creation, first=True)
+            telling = await self._acquire(creation, first=True)
 
-    async def _acquire(self, creation: Creation, *, first: bool = False) -> None:
+    async def _acquire(self, creation: Creation, *, first: bool = False) -> bool:
         try:
-            await self.slots.acquire(first=first)
+            return await self.slots.acquire(first=first)
         except BaseException as error:
             if isinstance(error, KlingError):
                 creation.mark(error)

@@ -29,6 +29,7 @@ _GROWTH = 1.25  # creates that an accepted one lets go while the window opens
 _TASK_SECONDS = 10.0  # a task's life before one has ended
 _FIRST_PROBE = 2.0  # lives of a task before one more create is tried than fits the window
 _LAST_PROBE = 8.0
+_GROWN = 1.2  # times the size before: then the account has really more room
 _LONGEST_PROBE = 120.0  # seconds, since tasks may be long
 _FIRST_BACKOFF = 1.0  # seconds; the vendor asks for an exponential backoff from 1 s
 _LONGEST_BACKOFF = 2.0  # after a 1303 with nothing in flight: who knocks seldom is shut out
@@ -61,6 +62,7 @@ class Window:
         self._probing = False
         self._settled_at = 0.0  # the last refusal or probe
         self._probe_lives = _FIRST_PROBE
+        self._proven = 0  # the size before it was tried to grow; nothing yet
         self._any_ended = False
         self._owed = 0.0  # seconds of a slot's time that are to be left to others
         self._left_until: float | None = None  # one slot is left; then it is seen if it was taken
@@ -89,28 +91,41 @@ class Window:
         lives = _FIRST_PROBE if self.contested else self._probe_lives
         return self._settled_at + min(_LONGEST_PROBE, lives * self.task_seconds)
 
-    def taken(self, held: int, now: float) -> None:
-        """Note that a slot was taken, so that so many are held."""
+    def taken(self, held: int, now: float) -> bool:
+        """Note that a slot was taken, so that so many are held.
+
+        Tells whether it will tell of the limit if a create in it is accepted: a refill will not.
+        """
         if held > self.size:  # a probe: it widens the window until the vendor has its say
+            self._proven = self.size
             self._room = held
             self._probing = True
             self._settled_at = now
+        return held > self._proven or (self._left_until is not None and held == self.size)
 
     def found(self, held: int) -> None:
         """Note that one more task was found to be in flight, so that so many slots are held."""
         self._room = max(self._room, held if self.learned else held + _OPENING)
+        self._proven = max(self._proven, held if self.learned else 0)
 
-    def accepted(self, held: int, now: float) -> None:
-        """Note that the vendor accepted a create, while so many slots are held."""
-        if self._left_until is not None and now >= self._left_until and held >= self.size:
+    def accepted(self, held: int, now: float, *, telling: bool) -> None:
+        """Note that the vendor accepted a create, while so many slots are held.
+
+        Args:
+            held: So many.
+            now: This moment.
+            telling: What :meth:`taken` said of the create's slot.
+        """
+        if not telling:
+            return
+        if self._left_until is not None and now >= self._left_until:  # nobody has taken it
             self._left_until = None
             self._untaken += 1
             self.contested = self.contested and self._untaken < _ALONE
-        if self._probing:
-            self._probing = False
-            self._growing = True  # there was room for one: look for more at once
-            self._probe_lives = _FIRST_PROBE
-        if self._growing and held * 2 > self._room:  # a window that is not used tells nothing
+            return
+        self._probing = False
+        self._growing = True  # there was room for one: look for more at once
+        if held * 2 > self._room:  # a window that is not used tells nothing
             self._room += _GROWTH
 
     def refused(self, held: int, now: float) -> None:
@@ -122,9 +137,12 @@ class Window:
             self._untaken = 0
         if left:
             self._left_until = None
-        if self._probing:
-            self._probe_lives = min(_LAST_PROBE, self._probe_lives * 2)
-        self._room = max(1, held)
+        if self.learned and (self._probing or self._growing):
+            if held > _GROWN * self._proven + 1:
+                self._probe_lives = _FIRST_PROBE
+            else:  # in vain, or into the place of a task whose end was not seen yet
+                self._probe_lives = min(_LAST_PROBE, self._probe_lives * 2)
+        self._room = self._proven = max(1, held)
         self.learned = True
         self._growing = self._probing = False
         self._settled_at = now
@@ -177,7 +195,7 @@ class Slots:
     def __init__(self, *, uniform: Uniform = random.uniform) -> None:
         self._window = Window()
         self._held = 0
-        self._queue: deque[asyncio.Future[None]] = deque()
+        self._queue: deque[asyncio.Future[bool]] = deque()
         self._resume_at = 0.0
         self._refusals = _Backoff(_LONGEST_BACKOFF, uniform)
         self._slowdowns = _Backoff(_LONGEST_SLOWDOWN, uniform)
@@ -199,8 +217,8 @@ class Slots:
         """Slots held by this client: its tasks in flight and its creates under way."""
         return self._held
 
-    async def acquire(self, *, first: bool = False) -> None:
-        """Wait for a slot and take it.
+    async def acquire(self, *, first: bool = False) -> bool:
+        """Wait for a slot and take it; gives what :meth:`accepted` will ask for.
 
         Args:
             first: Go before all others; for a create that was refused after it had its turn.
@@ -210,14 +228,14 @@ class Slots:
         """
         if self._closed:
             raise _closed()
-        future = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         if first:
             self._queue.appendleft(future)
         else:
             self._queue.append(future)
         self._grant()
         try:
-            await future
+            return await future
         except asyncio.CancelledError:
             if future in self._queue:
                 self._queue.remove(future)
@@ -244,11 +262,15 @@ class Slots:
         self._held -= 1
         self._grant()
 
-    def accepted(self) -> None:
-        """Note that the vendor accepted a create that has its slot."""
+    def accepted(self, telling: bool) -> None:
+        """Note that the vendor accepted a create that has its slot.
+
+        Args:
+            telling: What :meth:`acquire` gave with the slot.
+        """
         self._refusals.reset()
         self._slowdowns.reset()
-        self._window.accepted(self._held, _now())
+        self._window.accepted(self._held, _now(), telling=telling)
         self._grant()
 
     def adopted(self) -> None:
@@ -290,8 +312,7 @@ class Slots:
             future = self._queue.popleft()
             if not future.done():
                 self._held += 1
-                self._window.taken(self._held, now)
-                future.set_result(None)
+                future.set_result(self._window.taken(self._held, now))
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from cast import ADA, Shelf
 
-from kling_voice import ConfigurationError, SampleError, hosting
+from kling_voice import ConfigurationError, SampleError
+from kling_voice import hosting as hosting_module
 from kling_voice.hosting import Hosting
 
 
@@ -146,7 +147,7 @@ async def test_a_host_that_hangs_is_not_waited_for_for_ever(
         async def discard(self, url: str) -> None:
             await asyncio.sleep(60)
 
-    monkeypatch.setattr(hosting, "_PATIENCE", 0.01)
+    monkeypatch.setattr(hosting_module, "_PATIENCE", 0.01)
     shelf = Hosting(Hanging())
     await shelf.publish(ADA, "kv-1")
 

@@ -122,7 +122,7 @@ class Process:
             await self._clone(self.life * rng.uniform(0.7, 1.3))
 
     async def _clone(self, seconds: float) -> None:
-        await self.slots.acquire()
+        telling = await self.slots.acquire()
         while True:
             await asyncio.sleep(self.trip / 2)
             created = now()
@@ -132,8 +132,8 @@ class Process:
                 break
             self.refusals += 1
             self.slots.refused(None)
-            await self.slots.acquire(first=True)
-        self.slots.accepted()
+            telling = await self.slots.acquire(first=True)
+        self.slots.accepted(telling)
         self.first = min(self.first, created)
         began, seen = now(), created + seconds + self.trip / 2
         if self.tick:
@@ -173,11 +173,11 @@ def opened(limit: int, *, window: Window | None = None) -> tuple[Window, int, in
         trips += 1
         while window.allows(held + flying, 0.0):
             flying += 1
-            window.taken(held + flying, 0.0)
+            assert window.taken(held + flying, 0.0)
         for _ in range(flying):
             if held < limit:
                 held += 1
-                window.accepted(held + flying - 1, 0.0)
+                window.accepted(held + flying - 1, 0.0, telling=True)
                 flying -= 1
             else:
                 flying -= 1
@@ -200,8 +200,7 @@ def test_a_window_that_is_not_used_does_not_open() -> None:
     """Creates that come one at a time tell nothing of the limit."""
     window = Window()
     for _ in range(100):
-        window.taken(1, 0.0)
-        window.accepted(1, 0.0)
+        window.accepted(1, 0.0, telling=window.taken(1, 0.0))
 
     assert window.size == 4
     assert not window.learned
@@ -268,11 +267,23 @@ def test_a_create_beyond_the_window_that_is_accepted_opens_it_again() -> None:
     window, _, _ = opened(5)
     ended(window, 1)
 
-    window.taken(6, 2 * LIFE)
-    window.accepted(6, 2 * LIFE)
+    window.accepted(6, 2 * LIFE, telling=window.taken(6, 2 * LIFE))
 
     assert window.allows(6, 2 * LIFE)
     assert window.size > 6
+
+
+def test_a_refill_that_is_accepted_says_nothing_of_a_create_beyond_the_window() -> None:
+    """Its answer may come first, and is not the answer that is waited for."""
+    window, _, _ = opened(5)
+    ended(window, 1)
+
+    refill = window.taken(5, 2 * LIFE)
+    window.taken(6, 2 * LIFE)
+    window.accepted(6, 2 * LIFE, telling=refill)
+
+    assert window.size == 6
+    assert not window.allows(6, 100 * LIFE)
 
 
 def test_a_create_that_came_to_nothing_does_not_keep_the_next_from_being_tried() -> None:
@@ -310,8 +321,7 @@ def test_a_slot_is_left_to_others_now_and_then() -> None:
             idle += piece
             moment += piece
             assert window.allows(4, moment)
-            window.taken(5, moment)
-            window.accepted(5, moment)
+            window.accepted(5, moment, telling=window.taken(5, moment))
             assert window.size == 5
 
     assert idle / (5 * moment) == pytest.approx(0.002, rel=0.1)
@@ -347,8 +357,7 @@ def test_what_nobody_takes_shows_that_the_others_have_gone() -> None:
         while window.allows(4, moment):
             window.ended(LIFE, moment)
         moment = window.wakes_at(moment)
-        window.taken(5, moment)
-        window.accepted(5, moment)
+        window.accepted(5, moment, telling=window.taken(5, moment))
 
     assert not window.contested
 
@@ -366,15 +375,15 @@ def test_what_nobody_takes_shows_that_the_others_have_gone() -> None:
 def test_a_window_always_goes_on(events: list[tuple[str, float]]) -> None:
     """Whatever happens, there is room for one, at most one is tried beyond, and time helps."""
     window = Window()
-    moment, held, asked = 0.0, 0, 0
+    moment, held, asked, telling = 0.0, 0, 0, True
     for event, seconds in events:
         moment += seconds / 100
         if event == "take" and window.allows(held, moment):
             held, asked = held + 1, asked + 1
-            window.taken(held, moment)
+            telling = window.taken(held, moment)
         elif event == "accept" and asked:
             asked -= 1
-            window.accepted(held, moment)
+            window.accepted(held, moment, telling=telling)
         elif event == "refuse" and asked:
             held, asked = held - 1, asked - 1
             window.refused(held, moment)
@@ -449,8 +458,7 @@ def virtually(
 async def learned(slots: Slots, limit: int) -> None:
     """Let slots learn a limit, and hold it all."""
     for _ in range(limit):
-        await slots.acquire()
-        slots.accepted()
+        slots.accepted(await slots.acquire())
     await slots.acquire()
     slots.refused(None)
     assert slots.limit == slots.in_flight == limit
@@ -529,8 +537,7 @@ async def test_an_accepted_create_ends_the_backoff(slots: Slots, grants: Grants)
     for _ in range(3):
         await slots.acquire()
         slots.refused(None)
-    await slots.acquire()
-    slots.accepted()
+    slots.accepted(await slots.acquire())
     slots.release(1.0)
     await slots.acquire()
     slots.refused(None)
@@ -559,8 +566,8 @@ def test_the_vendor_may_ask_for_another_backoff(asked: float, waited: float) -> 
 async def test_too_many_requests_slow_everything_down(slots: Slots, grants: Grants) -> None:
     """Nobody creates for a while, though slots are free and tasks end; many 1302 are one."""
     for _ in range(4):
-        await slots.acquire()
-    slots.accepted()
+        telling = await slots.acquire()
+    slots.accepted(telling)
     for _ in range(3):
         slots.slow_down(None)
     grants.ask("a", "b")
