@@ -48,6 +48,8 @@ class Figure:
         unit: What the values are counted in; "x" for a ratio.
         goal: What the median should reach, if there is a goal.
         note: What a reader should know beside the number.
+        panel: The panel of the picture that shows its median, with a hint behind "; ".
+        bar: The name of its bar there.
     """
 
     benchmark: str
@@ -56,6 +58,8 @@ class Figure:
     unit: str = "x"
     goal: Goal | None = None
     note: str = ""
+    panel: str | None = None
+    bar: str = ""
 
     @property
     def median(self) -> float:
@@ -140,6 +144,8 @@ def as_json(figure: Figure) -> dict[str, Any]:
         "met": None if goal is None else goal.is_met_by(figure.median),
         "values": [_short(value) for value in figure.values],
         "note": figure.note,
+        "panel": figure.panel,
+        "bar": figure.bar,
     }
 
 

@@ -16,6 +16,7 @@ from benchmarks.harness import Figure, Side, at_most, cpu_in_turn, ratios
 from benchmarks.servers import answering_process
 from kling_voice import ApiKey, KlingVoiceClient
 
+PANEL = "What one GET costs; µs of CPU, the answer decoded"
 KEY = "a-key-that-opens-nothing"
 
 RUNWAY_TASK = {
@@ -86,7 +87,7 @@ def run(*, quick: bool) -> list[Figure]:
         for sdk in ("runwayml", "replicate", "openai")
     ]
     figures += [
-        Figure("overhead", f"CPU of one GET: {name}", values, "µs")
+        Figure("overhead", f"CPU of one GET: {name}", values, "µs", panel=PANEL, bar=name)
         for name, values in micros.items()
     ]
     return figures

@@ -24,6 +24,7 @@ from kling_voice import ApiKey, KlingVoiceClient, PollingPolicy
 
 TASK_SECONDS = 3.0
 TICK = 0.25
+PANEL = "Requests a wait; 1,000 tasks of 3 s, looked at every 0.25 s"
 EVERY_TICK = PollingPolicy(initial=TICK, multiplier=1.0, maximum=TICK)
 RARELY = PollingPolicy(initial=20.0, multiplier=1.0, maximum=20.0)
 
@@ -65,9 +66,18 @@ def run(*, quick: bool) -> list[Figure]:
             gets,
             "",
             at_most(0.12),
+            panel=PANEL,
+            bar="kling_voice",
         ),
         Figure("waiting", "GETs a wait / of the naive loop", ratios(gets, naive_gets)),
-        Figure("waiting", "GETs a wait: the naive loop", naive_gets, ""),
+        Figure(
+            "waiting",
+            "GETs a wait: the naive loop",
+            naive_gets,
+            "",
+            panel=PANEL,
+            bar="a loop for each",
+        ),
         Figure(
             "waiting",
             "p95 of the delay from a task's end to the return",

@@ -215,6 +215,8 @@ class CloneResult:
 
 _DECIMAL = re.compile(r"-?[0-9]{1,40}(\.[0-9]{1,40})?")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
+_Hook = Callable[[Any, Any], Any]
 _KINDS = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", int: "a number"}
 
 
@@ -224,18 +226,24 @@ def _expected(what: str, value: object) -> TypeError:
 
 
 def _text(value: Any, _: Any = None) -> str:
-    if type(value) is not str:
-        raise _expected("a string", value)
-    return value
+    if type(value) is str:
+        return value
+    raise _expected("a string", value)
+
+
+def _optional_text(value: Any, _: Any = None) -> str | None:
+    if type(value) is str or value is None:
+        return value
+    raise _expected("a string", value)
 
 
 def _own_id(value: Any, _: Any = None) -> str | None:
-    return _text(value) or None  # an empty id is none: two tasks without one are not the same
+    return _optional_text(value) or None  # an empty id is none: two such tasks are not the same
 
 
-def _message(value: Any, _: Any = None) -> str:
+def _message(value: Any, _: Any = None) -> str | None:
     # A reason such as "cannot fetch https://..." may hold a signed URL, and errors repeat it.
-    return _text(value) and redact(value)
+    return redact(value) if _optional_text(value) else value
 
 
 def _status(value: Any, _: Any = None) -> TaskStatus:
@@ -244,35 +252,46 @@ def _status(value: Any, _: Any = None) -> TaskStatus:
 
 
 def _time(value: Any, _: Any = None) -> datetime:
-    if type(value) is not int:
-        raise _expected("Unix milliseconds", value)
-    return _EPOCH + timedelta(milliseconds=value)
+    if type(value) is int:
+        return _EPOCH + value * _MILLISECOND
+    raise _expected("Unix milliseconds", value)
 
 
 def _amount(value: Any, _: Any = None) -> Decimal | None:
-    if _text(value) == "":
+    if type(value) is not str:
+        raise _expected("a string", value)
+    if value == "":
         return None
-    if not _DECIMAL.fullmatch(value):
-        raise ValueError("expected a decimal number in a string")
-    return Decimal(value)
+    if _DECIMAL.fullmatch(value):
+        return Decimal(value)
+    raise ValueError("expected a decimal number in a string")
 
 
-def _array(structure: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+def _optional(structure: _Hook, absent: object = None) -> _Hook:
+    """Let ``null`` stand for a missing field."""
+
     def hook(value: Any, cls: Any) -> Any:
-        if type(value) not in (list, tuple):
-            raise _expected("an array", value)
-        return structure(value, cls)
+        return absent if value is None else structure(value, cls)
 
     return hook
 
 
-def _without_nulls(structure: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+def _object(structure: _Hook) -> _Hook:
     def hook(value: Any, cls: Any) -> Any:
-        if type(value) is not dict:
-            raise _expected("an object", value)
-        if None in value.values():
-            value = {name: item for name, item in value.items() if item is not None}
-        return structure(value, cls)
+        if type(value) is dict:
+            return structure(value, cls)
+        raise _expected("an object", value)
+
+    return hook
+
+
+def _array(structure: _Hook) -> _Hook:
+    def hook(value: Any, cls: Any) -> Any:
+        if value is None:
+            return ()
+        if type(value) in (list, tuple):
+            return structure(value, cls)
+        raise _expected("an array", value)
 
     return hook
 
@@ -282,38 +301,40 @@ def configure_converter(converter: Converter) -> None:
 
     Milliseconds become aware datetimes, decimal strings ``Decimal``; nothing is coerced silently.
     """
-    hooks: tuple[tuple[Any, Callable[[Any, Any], Any]], ...] = (
-        (str, _text),
-        (TaskStatus, _status),
-        (datetime, _time),
-        (Decimal, _amount),
+    register = converter.register_structure_hook
+    register(str, _text)
+    register(str | None, _optional_text)
+    register(TaskStatus, _status)
+    register(datetime, _time)
+    register(datetime | None, _optional(_time))
+    register(Decimal, _amount)
+    register(Decimal | None, _optional(_amount))
+    # Inner classes first: a class's hook is made of those of its fields.
+    voice = _object(make_dict_structure_fn(Voice, converter))
+    register(Voice, voice)
+    voices: _Hook = converter.get_structure_hook(tuple[Voice, ...])
+    if not converter.detailed_validation:
+
+        def voices(value: Any, _: Any) -> tuple[Voice, ...]:
+            return tuple([voice(item, Voice) for item in value])
+
+    converter.register_structure_hook_func(lambda kind: kind == tuple[Voice, ...], _array(voices))
+    info = make_dict_structure_fn(
+        TaskInfo, converter, external_task_id=override(struct_hook=_own_id)
     )
-    for cls, hook in hooks:
-        converter.register_structure_hook(cls, hook)
-        converter.register_structure_hook(cls | None, hook)
-    for cls in (Voice, TaskInfo, TaskResult, BalanceDeduction, VoiceTask):
-        structure: Callable[[Any, Any], Any] = make_dict_structure_fn(cls, converter)
-        if cls is TaskInfo:
-            structure = make_dict_structure_fn(
-                TaskInfo, converter, external_task_id=override(struct_hook=_own_id)
-            )
-        elif cls is VoiceTask:
-            structure = make_dict_structure_fn(
-                VoiceTask, converter, task_status_msg=override(struct_hook=_message)
-            )
-        structure = _without_nulls(structure)
-        converter.register_structure_hook(cls, structure)
-        converter.register_structure_hook(cls | None, structure)
-        if cls is Voice:
-            converter.register_structure_hook_func(
-                lambda kind: kind == tuple[Voice, ...],
-                _array(converter.get_structure_hook(tuple[Voice, ...])),
-            )
+    register(TaskInfo, _optional(_object(info), TaskInfo()))
+    result = make_dict_structure_fn(TaskResult, converter)
+    register(TaskResult, _optional(_object(result), TaskResult()))
+    deduction = _object(make_dict_structure_fn(BalanceDeduction, converter))
+    register(BalanceDeduction, deduction)
+    register(BalanceDeduction | None, _optional(deduction))
+    task = make_dict_structure_fn(
+        VoiceTask, converter, task_status_msg=override(struct_hook=_message)
+    )
+    register(VoiceTask, _object(task))
     converter.register_unstructure_hook(Decimal, str)
     converter.register_unstructure_hook(TaskStatus, str)
-    converter.register_unstructure_hook(
-        datetime, lambda moment: (moment - _EPOCH) // timedelta(milliseconds=1)
-    )
+    converter.register_unstructure_hook(datetime, lambda moment: (moment - _EPOCH) // _MILLISECOND)
 
 
 def make_converter(*, detailed_validation: bool = False) -> Converter:

@@ -11,12 +11,13 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import cache
 from ipaddress import ip_address
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote, urlencode, urlsplit
 
 from attrs import frozen
-from cattrs import transform_error
+from cattrs import Converter, transform_error
 
 from kling_voice.errors import (
     AccountError,
@@ -305,7 +306,11 @@ def _refuse_constant(name: str) -> None:
 _decode = json.JSONDecoder(parse_constant=_refuse_constant).decode
 _converter = make_converter()
 _structure_task = _converter.get_structure_hook(VoiceTask)
-_telling_converter = make_converter(detailed_validation=True)
+
+
+@cache
+def _telling_converter() -> Converter:
+    return make_converter(detailed_validation=True)
 
 
 def read_envelope(
@@ -412,7 +417,7 @@ def _tell(data: Any, path: str) -> str:
     if type(data) is not dict:
         return f"{path}: expected an object"
     try:
-        _telling_converter.structure(_shortened(data), VoiceTask)
+        _telling_converter().structure(_shortened(data), VoiceTask)
     except Exception as error:
         told = transform_error(error, path=path, format_exception=_format)
         places = [

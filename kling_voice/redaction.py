@@ -6,7 +6,7 @@ _URL = re.compile(  # the slashes of JSON may be escaped
     r"(https?:(?:\\?/){2})([^\s\"'<>?#/@]*@)?([^\s\"'<>?#]*)([?#][^\s\"'<>]*)?", re.IGNORECASE
 )
 _ENCODED_URL = re.compile(  # as in the query of another one
-    r"(https?%3A(?:%2F){2}(?:(?!%3F|%23)[^\s\"'<>&?#])*+)(?:%3F|%23)[^\s\"'<>&?#]*", re.IGNORECASE
+    r"(https?%3A(?:%2F){2}(?:(?!%3F|%23)[^\s\"'<>&?#])*+)(%3F|%23)?[^\s\"'<>&?#]*", re.IGNORECASE
 )
 _QUERY = re.compile(r"\?[\w.%~-]++=[^\s\"'<>]*")  # of a URL without its scheme and host
 # Tried once for each run of letters, and never again from its middle, so that it takes no more
@@ -19,6 +19,10 @@ def _mask(match: re.Match[str]) -> str:
     return f"{scheme}{'***@' if userinfo else ''}{place}{'?***' if query else ''}"
 
 
+def _mask_encoded(match: re.Match[str]) -> str:
+    return f"{match[1]}{'%3F***' if match[2] else ''}"
+
+
 def redact(text: str, *secrets: str) -> str:
     """Give *text* without the query of any URL in it, without tokens and without the *secrets*."""
     for secret in secrets:
@@ -29,7 +33,7 @@ def redact(text: str, *secrets: str) -> str:
     if "?" in text:
         text = _QUERY.sub("?***", text)
     if "%3" in text:
-        text = _ENCODED_URL.sub(r"\1%3F***", text)
+        text = _ENCODED_URL.sub(_mask_encoded, text)
     if "eyJ" in text:
         text = _JWT.sub(r"\1***", text)
     return text

@@ -6,8 +6,6 @@ from heapq import heapify, heappop, heappush
 from math import floor, inf
 from typing import Final, Generic, TypeVar
 
-from tenacity import AsyncRetrying, RetryCallState, wait_exponential
-
 from kling_voice.models import TaskStatus
 from kling_voice.policies import PollingPolicy
 
@@ -44,6 +42,9 @@ class Schedule:
     def __init__(
         self, policy: PollingPolicy, *, slow: bool = False, seed: float | None = None
     ) -> None:
+        # Here, since a program that never makes a client need not load tenacity.
+        from tenacity import AsyncRetrying, RetryCallState, wait_exponential
+
         self._interval = wait_exponential(
             multiplier=policy.maximum if slow else policy.initial,
             exp_base=policy.multiplier,

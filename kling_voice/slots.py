@@ -123,9 +123,10 @@ class Window:
             self._untaken += 1
             self.contested = self.contested and self._untaken < _ALONE
             return
-        self._probing = False
-        self._growing = True  # there was room for one: look for more at once
-        if held * 2 > self._room:  # a window that is not used tells nothing
+        if self._probing:
+            self._probing = False
+            self._growing = True  # there was room for one: look for more at once
+        if self._growing and held * 2 > self._room:  # a window that is not used tells nothing
             self._room += _GROWTH
 
     def refused(self, held: int, now: float) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Self, TypeVar
@@ -11,16 +10,6 @@ from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from aiohttp import ClientHandlerType, ClientRequest
-from tenacity import (
-    AsyncRetrying,
-    RetryCallState,
-    retry_if_exception,
-    stop_after_attempt,
-    wait_exponential,
-    wait_random_exponential,
-)
-from tenacity.stop import stop_base
-from tenacity.wait import wait_base
 from yarl import URL
 
 from kling_voice import protocol
@@ -28,12 +17,9 @@ from kling_voice.auth import TokenSource
 from kling_voice.errors import (
     ApiError,
     ClientClosedError,
-    ConcurrencyLimitError,
     ConfigurationError,
     ConnectionFailedError,
     KlingError,
-    NotFoundError,
-    RateLimitError,
     RequestTimeoutError,
     ResponseError,
 )
@@ -367,7 +353,12 @@ class Transport:
             return await attempt(1, None)  # nearly every call ends here, without retry machinery
         except KlingError as error:
             failures = [error]
-        async for trial in self._retrying(what, again, started):
+        from kling_voice.backoff import retrying  # here, since nearly no call needs tenacity
+
+        def time_left() -> float:
+            return self.time_left(started)
+
+        async for trial in retrying(self.retry, again, time_left, self.sleep, what):
             with trial:
                 if failures:
                     raise failures.pop()
@@ -379,74 +370,9 @@ class Transport:
         """Give the seconds that :class:`RetryPolicy` leaves a call that began at *started*."""
         return max(0.0, started + self.retry.max_elapsed - time.monotonic())
 
-    def _retrying(
-        self, what: str, again: Callable[[BaseException], bool], started: float
-    ) -> AsyncRetrying:
-        """Make the tenacity loop for one call: bounded by attempts and by total time.
-
-        Args:
-            what: The call's name, for the log.
-            again: Which failures are worth another attempt.
-            started: When the call began, by ``time.monotonic``.
-        """
-        policy = self.retry
-
-        def warn(state: RetryCallState) -> None:
-            log.warning(
-                "%s: attempt %d of %d failed (%s); again in %.2f s",
-                what,
-                state.attempt_number,
-                policy.attempts,
-                _name(state),
-                state.upcoming_sleep,
-            )
-
-        return AsyncRetrying(
-            sleep=self.sleep,
-            retry=retry_if_exception(again),
-            stop=stop_after_attempt(policy.attempts) | _OutOfTime(self, started),
-            wait=_Backoff(policy),
-            before_sleep=warn,
-            reraise=True,
-        )
-
-
-class _OutOfTime(stop_base):
-    """Stops when the next attempt would begin after the call's time is up."""
-
-    def __init__(self, transport: Transport, started: float) -> None:
-        self._transport = transport
-        self._started = started
-
-    def __call__(self, retry_state: RetryCallState) -> bool:
-        return retry_state.upcoming_sleep >= self._transport.time_left(self._started)
-
-
-class _Backoff(wait_base):
-    """What the vendor asks, a firm step after "too many" or "not yet", else full jitter."""
-
-    def __init__(self, policy: RetryPolicy) -> None:
-        self._maximum = policy.maximum
-        self._jittered = wait_random_exponential(multiplier=policy.initial, max=policy.maximum)
-        self._firm = wait_exponential(multiplier=2 * policy.initial, max=policy.maximum)
-
-    def __call__(self, retry_state: RetryCallState) -> float:
-        error = retry_state.outcome.exception() if retry_state.outcome else None
-        if (asked := protocol.asked_to_wait(error)) is not None:
-            return asked
-        if isinstance(error, RateLimitError | ConcurrencyLimitError | NotFoundError):
-            return min(self._firm(retry_state) * random.uniform(1.0, 1.25), self._maximum)
-        return self._jittered(retry_state)
-
 
 def _harmless(error: BaseException) -> bool:
     return protocol.is_transient(error) and protocol.certainly_not_processed(error)
-
-
-def _name(state: RetryCallState) -> str:
-    error = state.outcome.exception() if state.outcome else None
-    code = getattr(error, "code", None) or getattr(error, "http_status", None)
-    return type(error).__name__ + (f" {code}" if code else "")
 
 
 async def read_capped(response: aiohttp.ClientResponse, cap: int) -> bytes:

@@ -5,10 +5,16 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from wire import BRISK, MakeClient
 
 from kling_voice import AccessKey, KlingVoiceClient, PollingPolicy
 from kling_voice.emulator import Emulator
+
+settings.register_profile(  # machines can be busy
+    "patient", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("patient")
 
 
 @pytest.fixture(autouse=True)

@@ -141,7 +141,7 @@ async def test_nobody_listens(make_client: MakeClient) -> None:
 
 async def test_no_such_host(make_client: MakeClient) -> None:
     """A host without an address is a ConnectionFailedError that certainly was not sent."""
-    client = make_client(Nowhere("https://no-such-host.invalid"), timeout=20.0)
+    client = make_client(Nowhere("https://no-such-host.invalid"), timeout=3.0, retry=ONCE)
     _, error = await timed(client.create_voice("Ada", voice_url=SAMPLE))
     assert isinstance(error, ConnectionFailedError)
     assert error.outcome == "not_created"
