@@ -77,14 +77,13 @@ def _number(value: float) -> str:
 
 def _write(folder: Path, figures: Sequence[Figure]) -> None:
     """Write the results beside those of the benchmarks that were not run this time."""
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "results.json"
     fresh = {figure.benchmark for figure in figures}
-    kept: list[dict[str, Any]] = []
+    told: list[dict[str, Any]] = [as_json(figure) for figure in figures]
     if path.exists():
-        kept = [
-            one for one in json.loads(path.read_text())["figures"] if one["benchmark"] not in fresh
-        ]
-    told = kept + [as_json(figure) for figure in figures]
+        earlier = json.loads(path.read_text())["figures"]
+        told += [figure for figure in earlier if figure["benchmark"] not in fresh]
     told.sort(key=lambda one: BENCHMARKS.index(one["benchmark"]))
     document = {"measured": _circumstances(), "figures": told}
     path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")

@@ -71,11 +71,12 @@ def _panel(left: float, top: float, title: str, bars: Sequence[Bar]) -> list[str
         y = top + TITLE + place * ROW
         kind = "ours" if label.startswith(OURS) else "bar"
         width = max(1.0, room * value / longest)
+        line = f'y="{y + 11:g}"'
         shapes += [
-            f'<text x="{left + LABEL - 8:g}" y="{y + 11:g}" text-anchor="end">{escape(label)}</text>',
+            f'<text x="{left + LABEL - 8:g}" {line} text-anchor="end">{escape(label)}</text>',
             f'<rect class="{kind}" x="{left + LABEL:g}" y="{y:g}" width="{width:.1f}"'
             f' height="{BAR}" rx="2"/>',
-            f'<text x="{left + LABEL + width + 6:.1f}" y="{y + 11:g}">{_number(value)}</text>',
+            f'<text x="{left + LABEL + width + 6:.1f}" {line}>{_number(value)}</text>',
         ]
     return shapes
 

@@ -11,13 +11,14 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
-from cattrs import Converter
-from cattrs.gen import make_dict_structure_fn, override
 
 from kling_voice.redaction import mask_url, redact
+
+if TYPE_CHECKING:
+    from cattrs import Converter
 
 
 class TaskStatus(StrEnum):
@@ -296,11 +297,13 @@ def _array(structure: _Hook) -> _Hook:
     return hook
 
 
-def configure_converter(converter: Converter) -> None:
+def configure_converter(converter: "Converter") -> None:
     """Teach a cattrs converter the vendor's JSON, both ways; for use in an app's own converter.
 
     Milliseconds become aware datetimes, decimal strings ``Decimal``; nothing is coerced silently.
     """
+    from cattrs.gen import make_dict_structure_fn, override  # here, as below
+
     register = converter.register_structure_hook
     register(str, _text)
     register(str | None, _optional_text)
@@ -337,12 +340,14 @@ def configure_converter(converter: Converter) -> None:
     converter.register_unstructure_hook(datetime, lambda moment: (moment - _EPOCH) // _MILLISECOND)
 
 
-def make_converter(*, detailed_validation: bool = False) -> Converter:
+def make_converter(*, detailed_validation: bool = False) -> "Converter":
     """Make a converter for the vendor's JSON.
 
     Args:
         detailed_validation: Tell where in the document an error is, at the price of speed.
     """
+    from cattrs import Converter  # here, so that importing this package does not wait for it
+
     converter = Converter(detailed_validation=detailed_validation, omit_if_default=False)
     configure_converter(converter)
     return converter

@@ -17,7 +17,6 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import quote, urlencode, urlsplit
 
 from attrs import frozen
-from cattrs import Converter, transform_error
 
 from kling_voice.errors import (
     AccountError,
@@ -37,6 +36,9 @@ from kling_voice.errors import (
 )
 from kling_voice.models import VoiceTask, make_converter
 from kling_voice.redaction import mask_url, redact
+
+if TYPE_CHECKING:
+    from cattrs import Converter
 
 DEFAULT_BASE_URL: Final = "https://api-singapore.klingai.com"
 VOICES: Final = "/v1/general/custom-voices"
@@ -304,12 +306,15 @@ def _refuse_constant(name: str) -> None:
 
 
 _decode = json.JSONDecoder(parse_constant=_refuse_constant).decode
-_converter = make_converter()
-_structure_task = _converter.get_structure_hook(VoiceTask)
 
 
 @cache
-def _telling_converter() -> Converter:
+def _task_hook() -> Callable[[Any, Any], VoiceTask]:
+    return make_converter().get_structure_hook(VoiceTask)
+
+
+@cache
+def _telling_converter() -> "Converter":
     return make_converter(detailed_validation=True)
 
 
@@ -405,7 +410,7 @@ def read_item(item: Any, request_id: str | None) -> VoiceTask:
 def _structure(data: Any, request_id: str | None, path: str, index: int | None = None) -> VoiceTask:
     try:
         data["request_id"] = request_id  # the envelope's, whatever the data may claim
-        task: VoiceTask = _structure_task(data, VoiceTask)
+        task: VoiceTask = _task_hook()(data, VoiceTask)
     except Exception:  # whatever a hostile document brings about; told in full below
         where = path if index is None else f"{path}[{index}]"
         raise ResponseError(_tell(data, where), http_status=200) from None
@@ -416,6 +421,8 @@ def _tell(data: Any, path: str) -> str:
     """Find what is wrong in *data*, by reading it again with validation in detail."""
     if type(data) is not dict:
         return f"{path}: expected an object"
+    from cattrs import transform_error  # here, as in make_converter: not needed to be imported
+
     try:
         _telling_converter().structure(_shortened(data), VoiceTask)
     except Exception as error:

@@ -26,6 +26,7 @@ CASES = {
 }
 SECRET = "whsec_dGVzdHNlY3JldHRlc3RzZWNyZXR0ZXN0c2VjcmV0MTI="
 MIB = 1024 * 1024
+SOON = 3.0  # seconds of CPU, on a slow machine and traced; what is not linear takes minutes
 
 
 def costs(work: Callable[[], object]) -> tuple[float, int]:
@@ -97,7 +98,7 @@ def test_bombs(name: str, structure: Callable[..., object]) -> None:
         assert len(repr(vars(caught.value))) < 10_000
 
     seconds, peak = costs(work)
-    assert seconds < 1
+    assert seconds < SOON
     assert peak < 30 * len(BOMBS[name]) + MIB
 
 
@@ -115,7 +116,7 @@ def test_bombs_as_callbacks(name: str) -> None:
         assert len(str(caught.value)) < 1000
 
     seconds, peak = costs(work)
-    assert seconds < 1
+    assert seconds < SOON
     assert peak < 30 * len(body) + MIB
 
 
@@ -130,13 +131,15 @@ def test_giant_strings(field: str, piece: str) -> None:
     body = envelope(data={**TASK, field: piece * (MIB // len(piece))})
 
     def work() -> None:
+        shown = ""
         try:
             assert repr(read_task(read_envelope(200, {}, body)))
         except ResponseError as error:
-            assert len(str(error)) < 1000
+            shown = str(error)
+        assert len(shown) < 1000
 
     seconds, peak = costs(work)
-    assert seconds < 1
+    assert seconds < SOON
     assert peak < 12 * len(body)
 
 
@@ -160,7 +163,7 @@ def test_redaction_is_linear(piece: str) -> None:
     """Masking takes no more than linear time, whatever the text is made of."""
     text = piece * (MIB // len(piece))
     seconds, peak = costs(lambda: redact(text))
-    assert seconds < 1
+    assert seconds < SOON
     assert peak < 16 * MIB
 
 
