@@ -31,6 +31,7 @@ from benchmarks.servers import (
 from kling_voice import (
     AccessKey,
     CloneResult,
+    KlingError,
     KlingVoiceClient,
     PollingPolicy,
     RetryPolicy,
@@ -184,7 +185,10 @@ def _requests(voices: int) -> Iterator[VoiceRequest]:
 def _work(pipe: Connection, base_url: str, credentials: AccessKey, voices: int) -> None:
     """Run the batch in a process that may be killed at any moment; tell each result."""
     logging.getLogger("kling_voice").setLevel(logging.CRITICAL)
-    asyncio.run(_clone(pipe, base_url, credentials, voices))
+    try:
+        asyncio.run(_clone(pipe, base_url, credentials, voices))
+    except KlingError as error:  # such as two refused tokens in a row: it is started again
+        sys.exit(f"The worker stopped: {error}")
 
 
 async def _clone(pipe: Connection, base_url: str, credentials: AccessKey, voices: int) -> None:

@@ -246,8 +246,8 @@ class Batch:
                     f"requests must give VoiceRequest objects, not {type(request).__name__}.",
                     field="requests",
                 )
+            self._cloner.check(request, request.external_task_id)
             external_task_id = await self._identify(request)
-            self._cloner.check(request, external_task_id)
             for attempt in range(self._retry_failed + 1):
                 if attempt > 0 and external_task_id is None and task is not None:
                     external_task_id = task.external_task_id

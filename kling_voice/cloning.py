@@ -6,6 +6,7 @@ The slots, the recordings and the background waits of one client live here, shar
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -81,6 +82,11 @@ class Cloner:
                 raise InvalidRequestError(
                     "Give exactly one of voice_url, video_id and voice_file, not several.",
                     field="source",
+                )
+            if not isinstance(request.voice_file, str | os.PathLike):
+                raise InvalidRequestError(
+                    f"voice_file must be a path, not {type(request.voice_file).__name__}.",
+                    field="voice_file",
                 )
             voice_url = hosted or "https://checked.before.it.is.published.invalid/"
         return protocol.create_call(

@@ -16,7 +16,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import quote, urlencode, urlsplit
 
-from attrs import frozen
+from attrs import field, frozen
 
 from kling_voice.errors import (
     AccountError,
@@ -56,9 +56,16 @@ _LONGEST_RETRY_AFTER = 1e9  # seconds; keeps a silly header finite
 # --- calls ---
 
 
+def _without_query(target: str) -> str:
+    return repr(target.partition("?")[0])
+
+
 @frozen
 class Call:
     """A request that is ready to be sent, but for its host and its token.
+
+    Neither its text nor its repr shows the query or the body: they may hold signed URLs, and
+    calls are arguments of log records.
 
     Attributes:
         method: The HTTP method.
@@ -67,8 +74,8 @@ class Call:
     """
 
     method: str
-    target: str
-    body: bytes | None = None
+    target: str = field(repr=_without_query)
+    body: bytes | None = field(default=None, repr=False)
 
     @property
     def is_read(self) -> bool:
@@ -89,9 +96,9 @@ def base_url(text: str) -> str:
     parts = _split(text) if isinstance(text, str) else None
     if parts is None:
         raise ConfigurationError(f"base_url must be a URL such as {DEFAULT_BASE_URL}.")
-    if parts.username is not None or parts.query or parts.fragment or "?" in text or "#" in text:
+    if parts.username is not None or "?" in text or "#" in text:
         raise ConfigurationError("base_url must have no user, no query and no fragment.")
-    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+    if parts.scheme == "http" and not is_loopback(parts.hostname):
         raise ConfigurationError(
             f"base_url must be https, since keys travel to it; http://{parts.hostname} is neither"
             " that nor this machine (127.0.0.1, localhost)."

@@ -21,13 +21,9 @@ T = TypeVar("T", bound=Hashable)
 
 def advances(known: TaskStatus | None, told: TaskStatus) -> bool:
     """Tell whether *told* can follow *known*: a status never goes backwards, nor leaves an end."""
-    return known is None or (not known.is_terminal and _rank(told) >= _rank(known))
-
-
-def _rank(status: TaskStatus) -> int:
-    if status.is_terminal:
-        return 2
-    return 0 if status is TaskStatus.SUBMITTED else 1
+    if known is None or known is TaskStatus.SUBMITTED:
+        return True
+    return told is not TaskStatus.SUBMITTED and not known.is_terminal
 
 
 class Schedule:
@@ -128,8 +124,6 @@ class Agenda(Generic[T]):
 
     def plan(self, who: T, moment: float) -> None:
         """Let *who* be due at *moment*, and then only; not at all if it is :data:`NEVER`."""
-        if moment == self.moment(who):
-            return
         self.drop(who)
         if moment == NEVER:
             return

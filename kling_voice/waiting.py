@@ -380,9 +380,7 @@ class TaskWatcher:
                     depth = items
             found += here
             missing = len(look.serves)
-            if page_num == protocol.PAGES or not self._list.go_on(
-                found=here, items=len(page), read=items, missing=missing
-            ):
+            if not self._list.go_on(found=here, items=len(page), read=items, missing=missing):
                 self._list.learn(_now(), found=found, items=items, depth=depth)
                 break
         for watch in list(look.serves):

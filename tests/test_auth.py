@@ -6,8 +6,10 @@ import hashlib
 import hmac
 import json
 import time
+import warnings
 from typing import Any
 
+import jwt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -328,6 +330,38 @@ def test_credentials_are_values() -> None:
 def test_a_day_is_the_limit() -> None:
     """The limit of healing is the contract's: 24 hours."""
     assert MAX_SKEW == 24 * HOUR
+
+
+def test_edges_of_the_times() -> None:
+    """A token is renewed when it has 300 s left; a clock exactly a day off is healed."""
+    clock = Clock(0.0)
+    source = TokenSource(KEYS, clock=clock)
+    first = source.token()
+    assert read_token(first)[1] == {"iss": KEYS.access_key, "exp": 1800, "nbf": -5}
+    clock.now = 1499.0
+    assert source.token() == first
+    clock.now = 1500.0
+    assert source.token() != first
+    assert source.heal(source.token(), clock.now - MAX_SKEW) is None
+    assert source.heal(source.token(), clock.now + MAX_SKEW) is None
+
+
+def test_only_the_keys_length_is_not_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What else the JWT library has to warn of is not silenced."""
+
+    def encode(*_: Any, **__: Any) -> str:
+        warnings.warn("HS256 is going away", DeprecationWarning, stacklevel=1)
+        return ""
+
+    monkeypatch.setattr(jwt, "encode", encode)
+    with pytest.warns(DeprecationWarning, match="going away"):
+        sign(KEYS, 0.0)
+
+
+def test_reprs_of_credentials() -> None:
+    """A repr shows which kind of credentials it is, and stars."""
+    assert repr(ApiKey("k")) == "ApiKey(key='***')"
+    assert repr(AccessKey("a", "b")) == "AccessKey(access_key='***', secret_key='***')"
 
 
 async def test_every_request_is_signed(make_client: MakeClient) -> None:

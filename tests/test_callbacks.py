@@ -1077,8 +1077,34 @@ class TestAsgiApp:
         server = AsgiServer({"type": "websocket.connect"})
         await server.run(receiver, type="websocket")
         assert server.sent == [{"type": "websocket.close"}]
-        with pytest.raises(NotImplementedError):
+        with pytest.raises(NotImplementedError, match="come by HTTP, not by 'telnet'"):
             await AsgiServer().run(receiver, type="telnet")
+
+    @pytest.mark.parametrize(
+        ("method", "body", "status", "text"),
+        [
+            ("POST", encode(LEGACY), 200, b"OK"),
+            ("POST", b"{}", 401, b"The callback is not authentic."),
+            ("POST", b"x" * (BODY_CAP + 1), 413, b"The callback is too large."),
+            ("PUT", b"{}", 405, b"Callbacks come by POST."),
+        ],
+    )
+    async def test_answers_as_asgi_has_them(
+        self, receiver: CallbackReceiver, method: str, body: bytes, status: int, text: bytes
+    ) -> None:
+        """Two messages are sent, word for word: servers take no others."""
+        headers = signed(body) if status == 200 else {}
+        server = AsgiServer(part(body))
+        await server.run(receiver, headers, method=method)
+        told = [
+            (b"content-type", b"text/plain; charset=utf-8"),
+            (b"content-length", str(len(text)).encode()),
+            *([(b"allow", b"POST")] if status == 405 else []),
+        ]
+        assert server.sent == [
+            {"type": "http.response.start", "status": status, "headers": told},
+            {"type": "http.response.body", "body": text},
+        ]
 
     def test_servers_take_it_for_asgi3(self, receiver: CallbackReceiver) -> None:
         """It is an object with a coroutine function: so servers tell an ASGI 3 application."""

@@ -17,7 +17,6 @@ from kling_voice import (
     ConfigurationError,
     ConnectionFailedError,
     InvalidRequestError,
-    PollingPolicy,
     RetryPolicy,
     SampleError,
     ServerError,
@@ -35,7 +34,7 @@ ONCE = RetryPolicy(attempts=1)
 
 async def test_a_hundred_calls_at_once_just_work() -> None:
     """On an account of five slots: each has its voice, few creates are refused."""
-    with emulating(concurrency_limit=5) as emulator:
+    with emulating(concurrency_limit=5, task_seconds=0.15) as emulator:
         async with client_of(emulator) as kling, nothing_left(kling):
             voices = await asyncio.gather(
                 *(kling.clone_voice(f"Voice {n}", voice_url=url(n)) for n in range(100))
@@ -68,7 +67,7 @@ async def test_a_slot_is_held_until_the_task_ends() -> None:
 
 async def test_single_voices_and_batches_share_the_slots() -> None:
     """Two batches and fifty single voices at once: the account's limit is kept by all of them."""
-    with emulating(concurrency_limit=4) as emulator:
+    with emulating(concurrency_limit=6, task_seconds=0.1) as emulator:
         async with client_of(emulator) as kling, nothing_left(kling):
             singles, *batches = await asyncio.gather(
                 asyncio.gather(*(kling.clone_voice("One", voice_url=url(n)) for n in range(50))),
@@ -79,7 +78,7 @@ async def test_single_voices_and_batches_share_the_slots() -> None:
         assert len(singles) == 50
         assert all(result.voice for batch in batches for result in batch)
         assert emulator.created == 110
-        assert emulator.max_in_flight == 4
+        assert emulator.max_in_flight == 6
         assert emulator.refused[1303] <= 33
 
 
@@ -176,12 +175,12 @@ async def test_too_many_requests_hold_the_others_back(brisk: None) -> None:
     faults = Faults(script={"create": [Fault.RATE_LIMIT_RETRY_AFTER]}, retry_after=0.5)
     with emulating(faults=faults) as emulator:
         async with client_of(emulator) as kling:
+            began = emulator.now()
             first = asyncio.create_task(kling.clone_voice("Ada", voice_url=url(0)))
             await until(lambda: emulator.refused[1302])
-            began = emulator.now()
             await asyncio.gather(first, kling.clone_voice("Bob", voice_url=url(1)))
 
-        assert min(task.created for task in emulator.tasks) - began > 0.4
+        assert min(task.created for task in emulator.tasks) - began >= 0.5
 
 
 @pytest.mark.parametrize(
@@ -529,13 +528,3 @@ async def test_a_cancelled_create_names_its_id(caplog: pytest.LogCaptureFixture)
                 await asyncio.gather(call, return_exceptions=True)
 
         assert str(emulator.tasks[0].external_task_id) in caplog.text
-
-
-async def test_slow_polling_keeps_the_limit_just_as_well() -> None:
-    """Ends that are seen late only cost time, not refusals."""
-    with emulating(concurrency_limit=5, task_seconds=0.02) as emulator:
-        polling = PollingPolicy(initial=0.05, multiplier=1.0, maximum=0.05)
-        async with client_of(emulator, polling=polling) as kling:
-            await asyncio.gather(*(kling.clone_voice("Ada", voice_url=url(n)) for n in range(60)))
-
-        assert emulator.refused[1303] <= 0.3 * 60

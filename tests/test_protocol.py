@@ -15,6 +15,7 @@ from yarl import URL
 
 from kling_voice import protocol
 from kling_voice.errors import (
+    AccountError,
     ApiError,
     BadRequestError,
     ClientClosedError,
@@ -22,21 +23,28 @@ from kling_voice.errors import (
     ConnectionFailedError,
     InvalidRequestError,
     KlingError,
+    NotFoundError,
     RateLimitError,
     RequestTimeoutError,
     ResponseError,
+    ServerError,
 )
 from kling_voice.models import TaskInfo, TaskResult, TaskStatus, Voice, VoiceTask
 from kling_voice.protocol import (
     Envelope,
+    asked_to_wait,
     base_url,
     certainly_not_processed,
     concerns_account,
     create_call,
     delete_call,
+    error_class,
     fits,
     get_call,
+    is_clock_fault,
     is_duplicate,
+    is_loopback,
+    is_page_refused,
     is_transient,
     list_call,
     other_call,
@@ -746,3 +754,76 @@ def test_rate_limits_of_gateways_pass() -> None:
     """A gateway's own 429 in JSON is a rate limit, which passes."""
     assert type(api_error(429, 429)) is RateLimitError
     assert is_transient(api_error(429, 429))
+
+
+def test_calls_show_neither_query_nor_body() -> None:
+    """The text and the repr of a call, which logs carry, hold no signed URL."""
+    call = create_call("Ada", voice_url="https://a.b/c?5ecret", external_task_id="mine")
+    assert str(call) == "POST /v1/general/custom-voices"
+    assert repr(call) == "Call(method='POST', target='/v1/general/custom-voices')"
+    other = other_call("get", "/x", {"sig": "5ecret"})
+    assert repr(other) == "Call(method='GET', target='/x')"
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "cls"),
+    [
+        (9999, 499, ApiError),
+        (9999, 500, ServerError),
+        (1100, 200, AccountError),
+        (1199, 200, AccountError),
+        (1099, 200, ApiError),
+        (1199, 500, AccountError),
+        (1299, 404, NotFoundError),
+        (-1, 429, RateLimitError),
+    ],
+)
+def test_codes_and_statuses_at_the_edges(code: int, status: int, cls: type[ApiError]) -> None:
+    """11xx is the account's, whatever the status; other unknown codes go by their status."""
+    assert error_class(code, status) is cls
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "certain"),
+    [
+        (999, 400, False),
+        (1000, 400, True),
+        (1999, 499, True),
+        (2000, 400, False),
+        (1000, 399, False),
+        (1000, 500, False),
+    ],
+)
+def test_refusals_at_the_edges(code: int, status: int, certain: bool) -> None:
+    """Only a code of the vendor's with a 4xx status proves that nothing was done."""
+    assert certainly_not_processed(ApiError(code=code, http_status=status)) is certain
+
+
+def test_loopback_names_and_trailing_slashes() -> None:
+    """Names below ``localhost`` are this machine's; of the text only slashes are cut."""
+    assert base_url("http://kling.localhost:1//") == "http://kling.localhost:1"
+    assert base_url("https://a.b/X") == "https://a.b/X"
+    assert is_loopback("::1")
+    assert not is_loopback("mylocalhost")
+
+
+def test_request_ids_are_masked_and_cut() -> None:
+    """A server that sends the key or a book as its request id does not make us show it."""
+    body = answer(request_id="a 5ecret id" + "x" * 1000)
+    told = read_envelope(200, {}, body, secrets=lambda: ("5ecret",)).request_id
+    assert told == ("a *** id" + "x" * 1000)[:200]
+
+
+def test_what_a_refusal_asks_for() -> None:
+    """Clock faults, refused pages and waits are told from other refusals by their codes."""
+    assert [code for code in range(1000, 1400) if is_clock_fault(ApiError(code=code))] == [
+        1003,
+        1004,
+    ]
+    assert is_page_refused(BadRequestError(code=1201))
+    assert not is_page_refused(BadRequestError(code=1200))
+    assert not is_page_refused(ApiError(code=1201))
+    assert asked_to_wait(ApiError(retry_after=2.0)) == 2.0
+    assert asked_to_wait(ApiError(retry_after=float("inf"))) is None
+    assert asked_to_wait(ValueError()) is None
+    assert asked_to_wait(None) is None

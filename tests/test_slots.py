@@ -731,6 +731,14 @@ def test_looking_twenty_times_costs_half_a_look_each(limit: int) -> None:
     assert mean(lost) >= 0.97
 
 
+@pytest.mark.parametrize("tick", [2.5, LIFE, 3 * LIFE])
+def test_ends_that_are_seen_late_cost_time_and_no_refusals(tick: float) -> None:
+    """However lazily the tasks are looked at."""
+    process = in_no_time(alone(5, 400, trip=0.25, tick=tick))
+
+    assert process.refusals <= 0.3 * 400
+
+
 def test_an_upgraded_account_is_found_out_and_used() -> None:
     """From 5 to 50 slots in the middle: all of them are in use within ten lives of a task."""
 

@@ -205,7 +205,10 @@ async def test_a_handshake_that_hangs(make_client: MakeClient) -> None:
         (response(b""), ResponseError),
         (response(b"", 204), ResponseError),
         (response(b"not gzip", 200, {"Content-Encoding": "gzip"}), KlingError),
-        (response(gzip.compress(b"{}")[:-9], 200, {"Content-Encoding": "gzip"}), KlingError),
+        (
+            response(gzip.compress(b"{}", mtime=0)[:-9], 200, {"Content-Encoding": "gzip"}),
+            KlingError,
+        ),
     ],
     ids=repr,
 )
@@ -291,19 +294,17 @@ async def test_a_create_keeps_within_its_time(make_client: MakeClient) -> None:
 
 
 async def test_an_adoption_keeps_within_its_time(make_client: MakeClient) -> None:
-    """A taken id whose holder cannot be read does not multiply attempts by attempts."""
+    """Fetching what holds a taken id is part of the create, and has no time of its own."""
+    later = envelope(code=1302, message="x", status=429, headers={"Retry-After": "0.8"})
+    taken = envelope(code=1201, message="already exists", status=400)
 
-    def answer(request: Request) -> Answer:
-        taken = envelope(code=1201, message="already exists", status=400)
-        return taken if request.method == "POST" else envelope(code=5000, status=500)
-
-    async with Server(answer) as server:
-        retry = RetryPolicy(attempts=1000, initial=0.001, maximum=0.01, max_elapsed=0.3)
+    async with Server([later, taken, envelope(code=5000, status=500)]) as server:
+        retry = RetryPolicy(attempts=1000, initial=0.001, maximum=0.01, max_elapsed=1.0)
         client = make_client(server, retry=retry)
         seconds, error = await timed(client.create_voice("Ada", voice_url=SAMPLE))
         assert isinstance(error, ServerError | RequestTimeoutError)
         assert error.outcome == "unknown"
-        assert seconds < 3
+        assert seconds < 1.6
 
 
 # --- retries ---
@@ -747,15 +748,28 @@ def slow(seconds: float) -> Answer:
     return write
 
 
-async def test_two_hundred_tasks_at_once(make_client: MakeClient) -> None:
-    """Hundreds of tasks use one client; waiting for a connection costs no timeout."""
-    async with Server(lambda _: slow(0.15)) as server:
-        client = make_client(server, timeout=0.6, retry=ONCE)
-        calls = [client.get_task(f"t-{number}") for number in range(2 * CONNECTIONS)]
-        calls += [client.create_voice("Ada", voice_url=SAMPLE) for _ in range(4 * CONNECTIONS)]
-        await asyncio.gather(*calls)
+async def test_hundreds_of_tasks_at_once(make_client: MakeClient) -> None:
+    """Hundreds of tasks use one client, over no more connections than it may have."""
+    async with Server(lambda _: slow(0.05)) as server:
+        client = make_client(server)
+        await asyncio.gather(
+            *(client.get_task(f"t-{number}") for number in range(2 * CONNECTIONS)),
+            *(client.create_voice("Ada", voice_url=SAMPLE) for _ in range(CONNECTIONS)),
+        )
         assert server.connections <= CONNECTIONS
-        assert len(server.requests) == len(calls)
+        assert len(server.requests) == 3 * CONNECTIONS
+
+
+async def test_queueing_costs_no_timeout(make_client: MakeClient) -> None:
+    """What waits for a connection to come free loses nothing of its timeout meanwhile."""
+    async with (
+        Server(lambda _: slow(0.1)) as server,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=5)) as session,
+    ):
+        client = make_client(server, session=session, timeout=0.8, retry=ONCE)
+        started = time.monotonic()
+        await asyncio.gather(*(client.get_task(f"t-{number}") for number in range(50)))
+        assert time.monotonic() - started > 0.9
 
 
 async def test_use_after_close(make_client: MakeClient, emulator: Emulator) -> None:
@@ -909,7 +923,7 @@ SCRIPT = """
 def run(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a script in a Python that takes every warning for an error."""
     return subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", textwrap.dedent(script)],
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(script)],
         capture_output=True,
         text=True,
         timeout=60,
