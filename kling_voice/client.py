@@ -291,10 +291,10 @@ class KlingVoiceClient:
 
         try:
             await self._transport.call(protocol.delete_call(voice_id), again=again)
-        except (BadRequestError, NotFoundError):
-            if not doubtful:
+        except (BadRequestError, NotFoundError) as error:
+            if not (doubtful and protocol.says_deleted(error)):
                 raise
-            # An earlier attempt of this call was processed after all: the voice is gone.
+            # An earlier attempt of this call was processed after all.
 
     async def request(
         self,

@@ -73,7 +73,11 @@ class Cloner:
         Raises:
             InvalidRequestError: An argument is one that the vendor would refuse.
         """
-        self._call(request, "to-be-made" if external_task_id is None else external_task_id, None)
+        try:
+            self._call(request, external_task_id if external_task_id is not None else "new", None)
+        except InvalidRequestError as error:
+            error.external_task_id, error.outcome = external_task_id, "not_created"
+            raise
 
     def _call(self, request: VoiceRequest, external_task_id: str, hosted: str | None) -> Call:
         voice_url = request.voice_url

@@ -54,8 +54,9 @@ class KlingError(Exception):
     def __str__(self) -> str:
         text = self._sentence()
         if self.outcome == "not_created":
+            own_id = self.external_task_id
             text += " No voice was created and nothing is billed"
-            text += f" (external_task_id={self.external_task_id!r})."
+            text += "." if own_id is None else f" (external_task_id={own_id!r})."
         elif self.outcome == "unknown":
             text += (
                 " It is not known whether the voice was created: call again with"

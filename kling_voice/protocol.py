@@ -597,6 +597,14 @@ def is_duplicate(error: BaseException) -> bool:
     )
 
 
+def says_deleted(error: ApiError) -> bool:
+    """Tell whether a delete was refused because the voice is not there any more."""
+    words = error.message.lower()
+    return isinstance(error, NotFoundError) or any(
+        word in words for word in ("already", "been deleted", "not exist", "not found")
+    )
+
+
 def is_clock_fault(error: ApiError) -> bool:
     """Tell whether a token was refused for its times: 1003 (too early) or 1004 (too late)."""
     return error.code in (1003, 1004)

@@ -10,11 +10,9 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from attrs import evolve
-
 from kling_voice import protocol
 from kling_voice.errors import CallbackError, ConfigurationError, ResponseError
-from kling_voice.models import TaskInfo, VoiceTask
+from kling_voice.models import VoiceTask
 from kling_voice.redaction import redact
 
 if TYPE_CHECKING:
@@ -161,8 +159,7 @@ def read_task(text: str) -> VoiceTask:
         why = f"read as a task, {error.args[0]}"
     else:
         if task.task_id:
-            # An empty external id stands for none; taken as an id, all such tasks would be one.
-            return evolve(task, task_info=TaskInfo()) if task.external_task_id == "" else task
+            return task
         why = "its id is empty"
     raise unreadable(why)
 

@@ -788,8 +788,47 @@ class TestDelivery:
 
         asyncio.run(live())
 
+    @pytest.mark.parametrize(
+        ("known", "told", "taken"),
+        [
+            (("processing", 5), ("processing", 4), False),
+            (("processing", 5), ("processing", 5), True),
+            (("processing", 5), ("processing", 6), True),
+            (("processing", 5), ("processing", None), True),
+            (("processing", None), ("processing", 5), True),
+            (("submitted", 9), ("processing", 1), True),
+            (("processing", 1), ("submitted", 9), False),
+            (("processing", 9), ("succeed", 1), True),
+            (("succeed", 1), ("failed", 9), False),
+            (("succeed", 1), ("processing", 9), False),
+        ],
+    )
+    async def test_which_of_two_is_kept(
+        self,
+        receiver: CallbackReceiver,
+        known: tuple[str, int | None],
+        told: tuple[str, int | None],
+        taken: bool,
+    ) -> None:
+        """A step forward counts whatever the clocks say; else the newer of two; an end is final."""
+        for name, (status, updated_at) in (("known", known), ("told", told)):
+            body = state(status, updated_at=updated_at, task_status_msg=name)
+            await receiver.receive(body, signed(body, webhook_id=name))
+        kept = receiver.kept("task-1")
+        assert kept is not None
+        assert kept.task_status_msg == ("told" if taken else "known")
+
 
 class TestWithoutASecret:
+    async def test_the_longest_id(self, listener: Listener) -> None:
+        """An id may have 512 characters, in either shape."""
+        receiver = CallbackReceiver()
+        receiver.attach(listener)
+        longest = "x" * 512
+        await receiver.receive(encode({"task_id": longest}), {})
+        await receiver.receive(encode({"external_id": longest}), {})
+        assert listener.prompted == [(longest, None), (None, longest)]
+
     @pytest.fixture
     def receiver(self) -> CallbackReceiver:
         return CallbackReceiver()

@@ -121,9 +121,8 @@ async def test_every_fault_on_every_call(make_client: MakeClient, call: str, fau
     """A fault that passes leaves no trace: the call succeeds, and its effect happens once."""
     async with Emulator() as emulator:
         ended = await prepared(emulator, make_client)
-        emulator.faults = faults(script={call: [fault, fault]})
-        if fault is Fault.TOKEN_REFUSED:
-            emulator.faults = faults(script={call: [fault]})
+        once = fault in (Fault.TOKEN_REFUSED, Fault.STALL, Fault.STALL_AFTER)
+        emulator.faults = faults(script={call: [fault] if once else [fault, fault]})
         client = make_client(emulator, timeout=patience(fault))
         check(call, await perform(client, call, ended), ended, emulator)
         assert emulator.faults.injected.total() >= 1

@@ -259,7 +259,7 @@ ADVICE = (
     [
         (
             b"{}",
-            {"webhook-id": None, "webhook-signature": ""},
+            {"webhook-id": 5, "webhook-signature": ""},
             "not_authentic",
             "The callback is not authentic: it has no webhook-id and no webhook-signature. If it is"
             " the vendor's, check that the account has a webhook secret, and that no proxy on the"

@@ -202,7 +202,7 @@ class Emulator:
         except OSError:
             await self._runner.cleanup()
             raise
-        self._port = site.port
+        self._port = self._runner.addresses[0][1]
         self.base_url = f"{site.name}{self._prefix}"
         self._shapes.base_url = self.base_url
         self._session = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
