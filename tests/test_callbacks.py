@@ -820,18 +820,17 @@ class TestDelivery:
 
 
 class TestWithoutASecret:
-    async def test_the_longest_id(self, listener: Listener) -> None:
+    @pytest.fixture
+    def receiver(self) -> CallbackReceiver:
+        return CallbackReceiver()
+
+    async def test_the_longest_id(self, receiver: CallbackReceiver, listener: Listener) -> None:
         """An id may have 512 characters, in either shape."""
-        receiver = CallbackReceiver()
         receiver.attach(listener)
         longest = "x" * 512
         await receiver.receive(encode({"task_id": longest}), {})
         await receiver.receive(encode({"external_id": longest}), {})
         assert listener.prompted == [(longest, None), (None, longest)]
-
-    @pytest.fixture
-    def receiver(self) -> CallbackReceiver:
-        return CallbackReceiver()
 
     @pytest.mark.parametrize("document", [LEGACY, NEW])
     async def test_prompts_only(

@@ -97,8 +97,6 @@ def emulator(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 )
 def test_every_python_block_runs(code: str, emulator: Emulator) -> None:
     """A reader who copies a block and runs it gets no error."""
-    if "dask" in code:
-        pytest.importorskip("distributed")
     run(code)
     if "clone_voice(" in code and "Emulator(" not in code:
         assert emulator.created >= 1
@@ -106,10 +104,8 @@ def test_every_python_block_runs(code: str, emulator: Emulator) -> None:
 
 def test_the_fixtures_work_as_shown(tmp_path: Path) -> None:
     """A project with the shown conftest.py and test file passes its tests."""
-    files = file_blocks()
-    assert set(files) == {"conftest.py", "test_app.py"}
-    for name, body in files.items():
-        (tmp_path / name).write_text(body)
+    for name in ("conftest.py", "test_app.py"):
+        (tmp_path / name).write_text(file_blocks()[name])
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:asyncio"],
         cwd=tmp_path,
@@ -119,6 +115,19 @@ def test_the_fixtures_work_as_shown(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 passed" in done.stdout
+
+
+def test_the_batch_is_spread_over_workers(emulator: Emulator, tmp_path: Path) -> None:
+    """The shown program prints each voice of its cast, and creates each once."""
+    pytest.importorskip("distributed")
+    (tmp_path / "many_machines.py").write_text(file_blocks()["many_machines.py"])
+    done = subprocess.run(
+        [sys.executable, "many_machines.py"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    told = sorted(line.partition(" Voice(")[0] for line in done.stdout.splitlines())
+    assert told == [f"Voice {n}" for n in range(9)]
+    assert emulator.created == 9
 
 
 COMMANDS = [

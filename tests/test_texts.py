@@ -25,6 +25,7 @@ from kling_voice.protocol import (
     list_call,
     other_call,
     read_envelope,
+    read_item,
     read_task,
     read_tasks,
 )
@@ -228,6 +229,14 @@ def test_unreadable_lists() -> None:
             read_tasks(read_envelope(200, {}, envelope(data)))
         assert caught.value.args == (why,)
         assert caught.value.http_status == 200
+
+
+def test_unreadable_items() -> None:
+    """An item that is read alone names the request that it came with, or its own fault."""
+    assert read_item({"task_id": "1", "task_status": "x"}, "req-1").request_id == "req-1"
+    with pytest.raises(ResponseError) as caught:
+        read_item({"task_id": "1"}, None)
+    assert caught.value.args == ("data[].task_status: missing",)
 
 
 def test_a_fault_behind_a_hundred_voices() -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 # What these rooms warn of is told by the commands themselves: retries, and a create cut short.
-_TOLD_ELSEWHERE = ("transport", "creating")
+_TOLD_ELSEWHERE = ("backoff", "transport", "creating")
 
 
 @cache

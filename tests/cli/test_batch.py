@@ -142,7 +142,7 @@ async def test_faults(kv: Run, server: Emulator, tmp_path: Path) -> None:
     ended = await kv("batch", "cast.csv", "--concurrency", "6", "--json")
     assert ended.status == 0
     assert ended.json["voices"] == server.created == 12
-    assert len(ended.err.splitlines()) == 13
+    assert len(ended.err.splitlines()) == 13, ended.err
 
 
 async def test_account_in_arrears(kv: Run, server: Emulator, tmp_path: Path) -> None:
