@@ -351,16 +351,20 @@ class _Taken:
 
 
 async def _each(requests: Requests) -> AsyncGenerator[VoiceRequest, None]:
-    """Give the source's requests; its generator is closed when this one is."""
-    try:
-        if isinstance(requests, AsyncIterable):
-            async for request in requests:
+    """Give the source's requests; a generator behind it is closed when this one is."""
+    if isinstance(requests, AsyncIterable):
+        later = aiter(requests)
+        try:
+            async for request in later:
                 yield request
-        else:
-            for request in requests:
+        finally:
+            if inspect.isasyncgen(later):
+                await later.aclose()
+    else:
+        now = iter(requests)
+        try:
+            for request in now:
                 yield request
-    finally:
-        if inspect.isasyncgen(requests):
-            await requests.aclose()
-        elif inspect.isgenerator(requests):
-            requests.close()
+        finally:
+            if inspect.isgenerator(now):
+                now.close()
