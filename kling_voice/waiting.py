@@ -183,9 +183,6 @@ class TaskWatcher:
         closed = ClientClosedError("The client was closed while a task was waited for.")
         for watch in self._watches:
             self._fail(watch, closed)
-        for look in self._looks:
-            look.cancel()
-        self._arm()
 
     async def closed(self) -> None:
         """Wait until every look has ended; after :meth:`close`."""

@@ -179,7 +179,7 @@ async def test_a_batch_is_driven_by_callbacks() -> None:
 
 async def test_the_limit_is_kept_and_few_creates_are_refused() -> None:
     """At most 0.3 refusals a voice."""
-    with emulating(concurrency_limit=5, task_seconds=0.15) as emulator:
+    with emulating(concurrency_limit=5, task_seconds=0.35) as emulator:
         async with client_of(emulator) as kling, nothing_left(kling):
             await all_of(kling.clone_voices(requests(60)))
             assert kling.slots.limit is not None

@@ -255,11 +255,14 @@ class TestLearning:
         use.learn(100.0, found=50, items=100, depth=100)
         assert use.is_worth(100.0, 50, 50)
         use.learn(100.0, found=0, items=100, depth=0)
+        assert not use.is_worth(101.9, 50, 50)
         assert use.is_worth(102.0, 50, 50)
 
     def test_one_in_fifty_is_of_use(self) -> None:
         """The list is of use if one task in fifty that it shows is waited for."""
         use = ListUse(1.0)
+        use.learn(0.0, found=1, items=50, depth=50)
+        assert use.is_worth(0.0, 100, 100)
         use.learn(0.0, found=2, items=100, depth=100)
         assert use.is_worth(0.0, 100, 100)
         use.learn(0.0, found=2, items=101, depth=100)
@@ -281,6 +284,9 @@ class TestLearning:
         assert use.is_worth(2.0, 9, 9)
         use.failed(2.0, for_good=False)
         assert use.is_worth(2.0, 9, 9)
+        use.failed(2.0, for_good=False)
+        assert not use.is_worth(5.9, 9, 9)
+        assert use.is_worth(6.0, 9, 9)
 
     def test_a_success_in_between_is_a_new_beginning(self) -> None:
         """Failures count in a row only."""
@@ -289,6 +295,9 @@ class TestLearning:
             use.failed(0.0, for_good=False)
             use.learn(0.0, found=9, items=9, depth=9)
         assert use.is_worth(0.0, 9, 9)
+        for _ in range(2):
+            use.failed(0.0, for_good=False)
+        assert not use.is_worth(0.0, 9, 9)
 
     def test_a_failure_for_good_is_not_forgiven(self) -> None:
         """A list that may not be read rests from the first refusal on."""

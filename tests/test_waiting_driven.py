@@ -44,7 +44,7 @@ from kling_voice.errors import (
 )
 from kling_voice.models import VoiceTask
 from kling_voice.policies import PollingPolicy
-from kling_voice.protocol import Call
+from kling_voice.protocol import Call, Envelope
 from kling_voice.schedule import Schedule
 from kling_voice.waiting import TaskWatcher
 from kling_voice.watches import Look, Waiter, Watch
@@ -312,6 +312,44 @@ class TestSharedReads:
         await asyncio.gather(*(watcher.wait(told(one), timeout=60.0) for one in "ab"))
         assert vendor.lists == []
         assert vendor.singles == [float(tick) for tick in (1, 1, 2, 2, 3, 3, 4, 4, 5, 5)]
+
+    @driven
+    async def test_looks_at_different_ticks_stay_apart(self) -> None:
+        """A look is not hastened by another task's that is due a tick before."""
+        vendor = Vendor([job("a"), job("b")])
+        watcher = watching(vendor, GROWING)
+        first = asyncio.create_task(watcher.wait(told("a"), timeout=14.0))
+        await until(0.9)
+        await gather(watcher.wait(told("b"), timeout=12.0), first)
+        asked = [(moment, target[-1]) for moment, target in vendor.calls if moment < 10.0]
+        assert asked == [(1.0, "a"), (2.0, "b"), (3.0, "a"), (4.0, "b"), (7.0, "a"), (8.0, "b")]
+
+    @driven
+    async def test_what_is_due_in_a_moment_is_shared(self) -> None:
+        """The first look at an id joins a tick that comes within a tenth of a second."""
+        vendor = Vendor([job("a"), job("b", ends=0.0), job("c", ends=0.0)])
+        watcher = watching(vendor)
+        other = asyncio.create_task(watcher.wait(told("a"), timeout=60.0))
+        await until(0.85)
+        await watcher.wait("b", timeout=60.0)
+        await until(0.96)
+        await watcher.wait("c", timeout=60.0)
+        asked = [(round(moment, 3), target[-1]) for moment, target in vendor.calls]
+        assert asked == [(0.85, "b"), (1.0, "a"), (1.0, "c")]
+        other.cancel()
+
+    @driven
+    async def test_single_queries_are_not_sent_all_at_once(self) -> None:
+        """Of many tasks that the list does not show, 32 are queried at the same time."""
+        vendor = Vendor([job(f"t{i}", ends=0.0, hidden=True) for i in range(100)], latency=0.5)
+        watcher = watching(vendor)
+        waits = asyncio.gather(*(watcher.wait(f"t{i}", timeout=60.0) for i in range(100)))
+        most = 0
+        while not waits.done():
+            most = max(most, vendor.in_flight)
+            await asyncio.sleep(0.1)
+        assert most == 32
+        assert len(vendor.singles) == 100
 
     @driven
     async def test_three_are_looked_up_in_the_list(self) -> None:
@@ -670,6 +708,18 @@ class TestList:
         assert now() < 12.0
 
     @driven
+    async def test_a_query_that_stalls_blinds_nobody_else(self) -> None:
+        """While one task's query hangs, the others are looked at when they are due."""
+        vendor = Vendor([job("a", ends=0.0), job("b", ends=0.0)])
+        vendor.latency = lambda call: 99.0 if call.target.endswith("a") and now() < 5.0 else 0.01
+        watcher = watching(vendor)
+        stalled = asyncio.create_task(watcher.wait("a", timeout=60.0))
+        await watcher.wait(told("b"), timeout=60.0)
+        assert now() == pytest.approx(1.01)
+        await stalled
+        assert now() < 9.1
+
+    @driven
     async def test_an_item_that_is_not_readable(self) -> None:
         """A list item that is not a task is passed over, and the task queried alone."""
         vendor = Vendor([job(f"t{i}", ends=2.5) for i in range(5)])
@@ -894,6 +944,29 @@ class TestClosing:
         asked = len(vendor.calls)
         await until(60.0)
         assert len(vendor.calls) == asked
+
+    @driven
+    async def test_it_waits_for_the_looks_to_end(self) -> None:
+        """A request that takes its time to be cancelled has ended when the closing has."""
+
+        class Tough(Vendor):
+            async def send(self, call: Call, *, timeout: float | None = None) -> Envelope:
+                try:
+                    return await super().send(call, timeout=timeout)
+                finally:
+                    self.in_flight += 1
+                    await asyncio.sleep(2.0)
+                    self.in_flight -= 1
+
+        vendor = Tough([job(f"t{i}") for i in range(9)], latency=1.0)
+        watcher = watching(vendor)
+        waits = [asyncio.create_task(watcher.wait(f"t{i}", timeout=60.0)) for i in range(9)]
+        await until(0.5)
+        watcher.close()
+        await watcher.closed()
+        assert vendor.in_flight == 0
+        assert now() == pytest.approx(2.5)
+        assert all(isinstance(error, ClientClosedError) for error in await gather(*waits))
 
     @driven
     async def test_no_wait_begins_after_it(self) -> None:
@@ -1263,14 +1336,21 @@ class TestUpdates:
     @driven
     async def test_nothing_is_asked_for_one_who_is_busy_at_the_deadline(self) -> None:
         """A deadline that passes during an update ends the looks then, and the wait after it."""
-        vendor = Vendor([job("t", ends=8.0)], latency=0.3)
+        vendor = Vendor([job("t", ends=8.0)])
 
         async def slow(task: VoiceTask) -> None:
             await asyncio.sleep(20.0)
 
+        vendor.latency = lambda call: 0.01 if now() < 4.0 else 2.5
         watcher = watching(vendor)
+        wait = asyncio.create_task(watcher.wait("t", timeout=5.1, on_update=slow))
+        await until(5.0)
+        assert vendor.in_flight == 1
+        await until(5.2)
+        assert vendor.in_flight == 0
         with pytest.raises(WaitTimeoutError):
-            await watcher.wait("t", timeout=5.1, on_update=slow)
+            await wait
+        assert now() == pytest.approx(20.01)
         assert max(vendor.singles) < 5.1
         assert watcher.idle
 
@@ -1530,6 +1610,104 @@ class TestCallbacks:
             await short
         assert (await long).succeeded
         assert now() < 26.0
+
+
+class TestChaos:
+    """Whatever comes together, every wait ends as it must, and nothing is left."""
+
+    @settings(max_examples=40, deadline=None)
+    @given(st.data())
+    def test_every_wait_ends_as_it_must(self, data: st.DataObject) -> None:
+        """Waits, cancellations, callbacks and failures at any moments: all end right, in time."""
+        moments = st.floats(0.0, 20.0)
+        jobs = [
+            Job(
+                f"t{i}",
+                f"e{i}",
+                [(0.0, "submitted"), (ends / 3, "processing"), (ends, "succeed")],
+                voices_listed=data.draw(st.booleans()),
+                hidden=not data.draw(st.integers(0, 4)),
+            )
+            for i, ends in enumerate(data.draw(st.lists(moments, min_size=1, max_size=8)))
+        ]
+        which = st.sampled_from(jobs)
+        waits = data.draw(
+            st.lists(
+                st.tuples(which, st.sampled_from("tes"), moments, st.one_of(st.none(), moments)),
+                min_size=1,
+                max_size=25,
+            )
+        )
+        leaves = [data.draw(st.one_of(st.none(), moments)) for _ in waits]
+        news = data.draw(st.lists(st.tuples(which, st.booleans(), moments), max_size=10))
+        trouble = data.draw(st.tuples(moments, st.floats(0.0, 5.0)))
+        error = data.draw(st.sampled_from([None, *TRANSIENT]))
+        stalls = data.draw(st.booleans())
+        slow = data.draw(st.booleans())
+
+        def in_trouble(moment: float) -> bool:
+            return trouble[0] <= moment < trouble[0] + trouble[1]
+
+        async def wait(watcher: TaskWatcher, one: Job, by: str, timeout: float | None) -> None:
+            """Wait, and check what comes of it, as far as the vendor was not in trouble."""
+            begins, ends, seen = now(), one.timeline[-1][0], list[str]()
+            state = told(one.task_id, task_info={"external_task_id": one.external})
+            ids: dict[str, VoiceTask | str] = {"t": one.task_id, "e": str(one.external), "s": state}
+            task = ids[by]
+            try:
+                ended = await watcher.wait(
+                    task, timeout=timeout, on_update=lambda task: seen.append(task.task_status)
+                )
+            except WaitTimeoutError:
+                assert timeout is not None
+                assert now() == pytest.approx(begins + timeout)
+                if not in_trouble(now()) and not slow and timeout > 4.0 and error is None:
+                    assert stalls or ends > now() - 3.0
+            else:
+                assert ended.task_id == one.task_id
+                assert ended.voices
+                assert timeout is None or now() <= begins + timeout + 1e-6
+                assert seen[-1] == "succeed"
+            assert len(set(seen)) == len(seen)
+            assert seen == sorted(seen, key=["submitted", "processing", "succeed"].index)
+
+        @driven
+        async def run() -> None:
+            vendor = Vendor(jobs)
+            vendor.fault = lambda call: error if in_trouble(now()) else None
+            vendor.latency = lambda call: 99.0 if stalls and in_trouble(now()) else 0.05
+            watcher = watching(vendor, USUAL, slow=slow)
+
+            async def come(one: Job, by: str, comes: float, timeout: float | None) -> None:
+                await until(comes)
+                await wait(watcher, one, by, timeout)
+
+            async def callback(one: Job, genuine: bool, comes: float) -> None:
+                await until(comes)
+                if genuine:
+                    watcher.deliver(protocol.read_item(one.shape(now()), None))
+                else:
+                    watcher.prompt(None, one.external)
+
+            async def leave(task: asyncio.Task[None], moment: float) -> None:
+                await until(moment)
+                task.cancel()
+
+            came = [asyncio.create_task(come(*one)) for one in waits]
+            left = [leave(task, at) for task, at in zip(came, leaves, strict=True) if at]
+            results = await asyncio.gather(
+                *came, *left, *(callback(*one) for one in news), return_exceptions=True
+            )
+            for result, at in itertools.zip_longest(results, leaves):
+                if not (isinstance(result, asyncio.CancelledError) and at):
+                    assert result is None, result
+            assert now() < 60.0
+            await settle()
+            assert watcher.idle
+            assert tasks_left() == 0
+            assert vendor.in_flight == 0
+
+        run()
 
 
 class TestMemory:

@@ -220,7 +220,7 @@ class TestWatches:
         watch = watches.open("t", 0.0)
         assert watches.learn(watch, told("t", task_info={"external_task_id": "e"})) == []
         assert watches.find("t") is watches.find("e") is watches.find(None, 3, "x", "e") is watch
-        assert watches.find("x", None) is None
+        assert watches.find("x", None, [], {}) is None
         assert watches.find() is None
         assert len(watches) == 1
         assert list(watches) == [watch]
