@@ -298,7 +298,8 @@ class Transport:
             return ClientClosedError("The client was closed while the call was in flight.")
         if self._session is not None and self._session.closed:
             return ClientClosedError("The session that the client was given is closed.")
-        return translate(error, f"{attempt.call}", seconds, sent=attempt.sent)
+        secrets = self._tokens.secrets
+        return translate(error, f"{attempt.call}", seconds, sent=attempt.sent, secrets=secrets)
 
     # --- many attempts ---
 
@@ -392,7 +393,9 @@ async def read_capped(response: aiohttp.ClientResponse, cap: int) -> bytes:
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-def translate(error: Exception, what: str, seconds: float, *, sent: bool) -> KlingError:
+def translate(
+    error: Exception, what: str, seconds: float, *, sent: bool, secrets: tuple[str, ...] = ()
+) -> KlingError:
     """Tell a foreign exception in this package's terms; the only place that does.
 
     Args:
@@ -400,6 +403,7 @@ def translate(error: Exception, what: str, seconds: float, *, sent: bool) -> Kli
         what: The call's name.
         seconds: The attempt's timeout.
         sent: Whether the vendor may have seen the call.
+        secrets: Texts that no error may repeat; a broken answer may echo them.
     """
     if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
         sent = False
@@ -407,9 +411,9 @@ def translate(error: Exception, what: str, seconds: float, *, sent: bool) -> Kli
         return RequestTimeoutError(f"{what}: no complete answer within {seconds:g} s.", sent=sent)
     if isinstance(error, aiohttp.ClientHttpProxyError):
         sent = False
-        why = f"the proxy refused ({error.status} {redact(error.message)[:_SHOWN]})"
+        why = f"the proxy refused ({error.status} {redact(error.message, *secrets)[:_SHOWN]})"
     elif isinstance(error, aiohttp.ClientResponseError):
-        return ResponseError(f"it is not HTTP ({redact(error.message)[:_SHOWN]})")
+        return ResponseError(f"it is not HTTP ({redact(error.message, *secrets)[:_SHOWN]})")
     elif isinstance(error, aiohttp.ClientConnectorCertificateError):
         why = "the server's certificate is not valid for this host"
     elif isinstance(error, aiohttp.ClientPayloadError):
@@ -417,7 +421,7 @@ def translate(error: Exception, what: str, seconds: float, *, sent: bool) -> Kli
     elif isinstance(error, aiohttp.ServerDisconnectedError):
         why = "the server closed the connection without an answer"
     else:
-        why = redact(str(error))[:_SHOWN] or type(error).__name__
+        why = redact(str(error), *secrets)[:_SHOWN] or type(error).__name__
     return ConnectionFailedError(f"{what}: no usable answer: {why}.", sent=sent)
 
 

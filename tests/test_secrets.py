@@ -340,8 +340,12 @@ async def test_a_server_that_repeats_secrets(
     check([*logged, *warned, *(text for result in results for text in shown(result))])
 
 
+@pytest.mark.parametrize("credentials", [KEYS, ApiKey(API_KEY)], ids=["access key", "API key"])
 async def test_an_answer_that_is_not_http(
-    make_client: MakeClient, tmp_path: Path, logged: list[str]
+    make_client: MakeClient,
+    tmp_path: Path,
+    logged: list[str],
+    credentials: AccessKey | ApiKey,
 ) -> None:
     """The line that makes an answer unreadable is told without the token and the URL in it."""
 
@@ -349,7 +353,7 @@ async def test_an_answer_that_is_not_http(
         return f"HTTP/1.1 200 OK\r\nBad Header {_spoken(request)}\r\n\r\n".encode()
 
     async with Server(broken) as server:
-        client = quick(make_client, server, credentials=KEYS, retry=ONCE)
+        client = quick(make_client, server, credentials=credentials, retry=ONCE)
         calls = every_call(client, tmp_path, f"{server.base_url}/t.mp3?{QUERY}")
         del calls["trial"]
         results = await outcomes(calls, seconds=0.4)
