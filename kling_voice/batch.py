@@ -92,6 +92,7 @@ class Batch:
         self._tasks: set[asyncio.Task[None]] = set()
         self._late: set[asyncio.Task[None]] = set()  # they hold slots whose results are given
         self._feeder: asyncio.Task[None] | None = None
+        self._over = False  # the source is read no further
         self._last_error: BaseException | None = None  # raised when all taken ones are reported
         self._fatal: BaseException | None = None  # raised at once
 
@@ -110,6 +111,7 @@ class Batch:
             if self._last_error is not None:
                 raise self._last_error
         finally:
+            self._over = True
             running = [*self._tasks, *self._late]
             for task in running:
                 task.cancel()
@@ -145,6 +147,7 @@ class Batch:
 
     def _stop(self, error: BaseException) -> None:
         """End the run with *error*, whatever is still to come."""
+        self._over = True
         if self._fatal is None:
             self._fatal = error
             self._results.put_nowait(None)
@@ -174,14 +177,14 @@ class Batch:
                 await self._ahead.acquire()
                 if self._concurrency is not None:
                     await self._concurrency.acquire()
-                if self._last_error is not None or self._fatal is not None:
-                    return
                 try:
                     request = await anext(source)
                 except StopAsyncIteration:
                     return
                 except Exception as error:  # the caller's own; what was taken is reported first
                     self._last_error = self._last_error or error
+                    return
+                if self._over:  # and the source has swallowed the cancellation
                     return
                 self._start(self._clone(request))
 
@@ -232,6 +235,7 @@ class Batch:
             taken.over()
         if result.error is not None and protocol.concerns_account(result.error):
             self._last_error = self._last_error or result.error
+            self._over = True
             if self._feeder is not None:
                 self._feeder.cancel()  # it may wait for a source that gives nothing more
         self._results.put_nowait(result)

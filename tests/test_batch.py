@@ -1,6 +1,7 @@
 """Batches: every voice once, resumable from nothing, streamed, and nothing left behind."""
 
 import asyncio
+import contextlib
 import gc
 import itertools
 import json
@@ -17,6 +18,7 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import web
 from cast import (
@@ -44,6 +46,7 @@ from kling_voice import (
     CallbackReceiver,
     ClientClosedError,
     CloneResult,
+    ConfigurationError,
     InvalidRequestError,
     KlingError,
     KlingVoiceClient,
@@ -964,6 +967,34 @@ async def test_it_does_not_wait_for_a_source_that_gives_nothing_more() -> None:
     assert source.closed
 
 
+class Stubborn(Source):
+    """A source that swallows its cancellation, and gives more."""
+
+    async def slowly(self) -> AsyncIterator[VoiceRequest]:
+        """Give eleven, and the others when it is cancelled."""
+        for request in self:
+            if self.taken > 11:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.Event().wait()
+            yield request
+
+
+async def test_a_source_that_swallows_its_cancellation_is_read_no_further() -> None:
+    """Whether the batch ends by an error of the account or is left."""
+    for faults in (Faults(script={"create": {11: 1101}}), None):
+        source = Stubborn()
+        with emulating(faults=faults) as emulator:
+            async with client_of(emulator) as kling, nothing_left(kling):
+                run = asyncio.create_task(all_of(kling.clone_voices(source.slowly())))
+                if faults is None:
+                    await until(lambda: emulator.created == 11)
+                    run.cancel()
+                async with asyncio.timeout(5):
+                    (told,) = await asyncio.gather(run, return_exceptions=True)
+                assert isinstance(told, AccountError | asyncio.CancelledError)
+        assert source.taken == 12
+
+
 # --- endings ---
 
 
@@ -1172,6 +1203,36 @@ async def test_a_closed_client_refuses_a_batch() -> None:
         for batch_id in (None, "cast"):
             with pytest.raises(ClientClosedError):
                 await all_of(kling.clone_voices([], batch_id=batch_id))
+
+
+async def test_a_borrowed_session_that_is_closed_ends_the_batch() -> None:
+    """Once, and not request by request."""
+    with emulating() as emulator:
+        async with (
+            aiohttp.ClientSession() as session,
+            client_of(emulator, session=session) as kling,
+            nothing_left(kling),
+        ):
+            run = asyncio.create_task(all_of(kling.clone_voices(Source())))
+            await until(lambda: emulator.created > 10)
+            await session.close()
+            with pytest.raises(ClientClosedError):
+                await run
+
+
+def test_a_client_of_another_event_loop_refuses_a_batch() -> None:
+    """Once, and not request by request."""
+    with emulating() as emulator:
+        kling = client_of(emulator)
+
+        async def run() -> list[CloneResult]:
+            return await all_of(kling.clone_voices(requests(3)))
+
+        with asyncio.Runner() as first, asyncio.Runner() as second:
+            assert len(first.run(run())) == 3
+            with pytest.raises(ConfigurationError, match="another event loop"):
+                second.run(run())
+            first.run(kling.close())
 
 
 @pytest.mark.parametrize(
