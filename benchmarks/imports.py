@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -47,7 +48,13 @@ def run(*, quick: bool) -> list[Figure]:
 
 
 def _import_seconds(module: str) -> float:
+    # An installed package has its bytecode; one that was never imported here would have none.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     done = subprocess.run(
-        [sys.executable, "-c", _SCRIPT, module], check=True, capture_output=True, text=True
+        [sys.executable, "-c", _SCRIPT, module],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=environment,
     )
     return float(done.stdout)

@@ -18,6 +18,7 @@ from tenacity.wait import wait_base
 from kling_voice import protocol
 from kling_voice.errors import ConcurrencyLimitError, NotFoundError, RateLimitError
 from kling_voice.policies import RetryPolicy
+from kling_voice.protocol import Call
 
 log = logging.getLogger("kling_voice")
 
@@ -27,7 +28,7 @@ def retrying(
     again: Callable[[BaseException], bool],
     time_left: Callable[[], float],
     sleep: Callable[[float], Awaitable[None]],
-    what: str,
+    what: Call | str,
 ) -> AsyncRetrying:
     """Make the loop for one call: bounded by attempts and by total time, never shared.
 

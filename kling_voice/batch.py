@@ -250,7 +250,8 @@ class Batch:
                     f"requests must give VoiceRequest objects, not {type(request).__name__}.",
                     field="requests",
                 )
-            self._cloner.check(request, request.external_task_id)
+            if request.voice_file is not None:  # before it is read; the others are as they are sent
+                self._cloner.check(request, request.external_task_id)
             external_task_id = await self._identify(request)
             for attempt in range(self._retry_failed + 1):
                 if attempt > 0 and external_task_id is None and task is not None:
@@ -271,6 +272,9 @@ class Batch:
             return CloneResult(request, task, None, failure_of(task))
         except ClientClosedError:
             raise
+        except InvalidRequestError as error:
+            error.outcome = "not_created"
+            return CloneResult(request, task, None, error)
         except Exception as error:
             last = error.task if isinstance(error, WaitTimeoutError) else None
             return CloneResult(request, last or task, None, error)
@@ -299,7 +303,7 @@ class Batch:
             if digest in self._seen:
                 raise InvalidRequestError(
                     f"The batch has had a request with this {field} already (the default key is"
-                    " made of the name and the source); nothing was created for this one.",
+                    " made of the name and the source).",
                     field=field,
                 )
             self._seen.add(digest)

@@ -73,13 +73,20 @@ class Cloner:
         Raises:
             InvalidRequestError: An argument is one that the vendor would refuse.
         """
+        self._call(request, external_task_id, None)
+
+    def _call(
+        self, request: VoiceRequest, external_task_id: str | None, hosted: str | None
+    ) -> Call:
         try:
-            self._call(request, external_task_id if external_task_id is not None else "new", None)
+            return self._built(request, external_task_id, hosted)
         except InvalidRequestError as error:
             error.external_task_id, error.outcome = external_task_id, "not_created"
             raise
 
-    def _call(self, request: VoiceRequest, external_task_id: str, hosted: str | None) -> Call:
+    def _built(
+        self, request: VoiceRequest, external_task_id: str | None, hosted: str | None
+    ) -> Call:
         voice_url = request.voice_url
         if request.voice_file is not None:
             if voice_url is not None or request.video_id is not None:
@@ -95,7 +102,7 @@ class Cloner:
             voice_url = hosted or "https://checked.before.it.is.published.invalid/"
         return protocol.create_call(
             request.voice_name,
-            external_task_id=external_task_id,
+            external_task_id="new" if external_task_id is None else external_task_id,
             voice_url=voice_url,
             video_id=request.video_id,
             callback_url=request.callback_url or self._callback_url,
@@ -183,7 +190,7 @@ class Cloner:
         """Create the task in a slot of the account and wait for its end.
 
         Args:
-            request: What to clone; already checked.
+            request: What to clone; one with a ``voice_file`` is already checked.
             external_task_id: Its idempotency key; ``None`` makes one.
             timeout: Seconds from the accepted create to the end; ``None`` for ever.
             on_update: Told of each change of the task's status.

@@ -86,7 +86,7 @@ class Creation:
         self._started = time.monotonic()
         try:
             return await self._transport.persist(
-                self._attempt, again, what=str(self._call), started=self._started
+                self._attempt, again, what=self._call, started=self._started
             )
         except KlingError as error:
             if self.doubtful and protocol.is_transient(error):

@@ -3,15 +3,15 @@
 import hashlib
 import os
 import stat
-from base64 import b32encode
+from functools import lru_cache
 from pathlib import Path
 
 from kling_voice.errors import InvalidRequestError, SampleError
 from kling_voice.models import VoiceRequest
 
 ANY_PREFIX = "kv-"  # what every id made by this package begins with
-_BATCH_DIGEST = 5  # bytes, 8 characters
-_KEY_DIGEST = 10  # bytes, 16 characters: 80 bits, so that a million requests do not collide
+_BATCH_DIGEST = 5  # bytes, 10 characters
+_KEY_DIGEST = 10  # bytes, 20 characters: 80 bits, so that a million requests do not collide
 
 
 def _digest(size: int, *parts: str | bytes) -> bytes:
@@ -23,13 +23,10 @@ def _digest(size: int, *parts: str | bytes) -> bytes:
     return total.digest()[:size]
 
 
-def _word(digest: bytes) -> str:
-    return b32encode(digest).decode().rstrip("=").lower()
-
-
+@lru_cache(maxsize=16)  # asked for with each request of a batch
 def batch_prefix(batch_id: str) -> str:
     """Give what all external ids of a batch begin with."""
-    return f"{ANY_PREFIX}{_word(_digest(_BATCH_DIGEST, batch_id))}-"
+    return f"{ANY_PREFIX}{_digest(_BATCH_DIGEST, batch_id).hex()}-"
 
 
 def derived_id(batch_id: str, key: str, attempt: int = 0) -> str:
@@ -40,7 +37,7 @@ def derived_id(batch_id: str, key: str, attempt: int = 0) -> str:
         key: What tells the request from the others of the batch.
         attempt: 0 for the first task; each further try of a failed one has an id of its own.
     """
-    word = _word(_digest(_KEY_DIGEST, batch_id, key))
+    word = _digest(_KEY_DIGEST, batch_id, key).hex()
     return nth_id(f"{batch_prefix(batch_id)}{word}", attempt)
 
 
@@ -60,11 +57,11 @@ def default_key(request: VoiceRequest) -> str:
     """
     name = request.voice_name if isinstance(request.voice_name, str) else repr(request.voice_name)
     if request.voice_file is not None:
-        return _word(_digest(32, name, "file", _content(request.voice_file)))
+        return _digest(32, name, "file", _content(request.voice_file)).hex()
     if request.voice_url is not None:
-        return _word(_digest(32, name, "url", str(request.voice_url)))
+        return _digest(32, name, "url", str(request.voice_url)).hex()
     if request.video_id is not None:
-        return _word(_digest(32, name, "video", str(request.video_id)))
+        return _digest(32, name, "video", str(request.video_id)).hex()
     raise InvalidRequestError(
         "Give exactly one of voice_url, video_id and voice_file, not none.", field="source"
     )

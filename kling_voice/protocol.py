@@ -285,10 +285,12 @@ def _check_range(value: int, field: str, highest: int) -> None:
         )
 
 
+_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+
+
 def _encode(body: object) -> bytes:
     try:
-        text = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-        return text.encode()
+        return _to_json(body).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidRequestError(f"The body is not JSON: {error}.", field="json") from None
 

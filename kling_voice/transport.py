@@ -14,6 +14,7 @@ from yarl import URL
 
 from kling_voice import protocol
 from kling_voice.auth import TokenSource
+from kling_voice.deadlines import Deadlines
 from kling_voice.errors import (
     ApiError,
     ClientClosedError,
@@ -112,7 +113,7 @@ class Transport:
         self._closed = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._gate = asyncio.Semaphore(CONNECTIONS)
-        self._deadlines: set[asyncio.Timeout] = set()  # of the attempts in flight
+        self._deadlines = Deadlines()  # of the attempts in flight
 
     # --- life ---
 
@@ -179,9 +180,7 @@ class Transport:
     async def close(self) -> None:
         """End every call that sleeps or is in flight; a borrowed session stays open."""
         self._closed.set()
-        for deadline in self._deadlines:
-            if not deadline.expired():
-                deadline.reschedule(asyncio.get_running_loop().time())
+        self._deadlines.expire_all()
         session = self._session
         if session is not None and session is not self._borrowed and not session.closed:
             await session.close()
@@ -219,17 +218,13 @@ class Transport:
         attempt = _Attempt(call, number)
         async with self._gate:
             self.check_open()  # it may have been closed while the call queued
-            deadline = asyncio.timeout(seconds)
-            self._deadlines.add(deadline)
             try:
-                async with deadline:
+                with self._deadlines.within(seconds):
                     return await self._exchange(attempt)
             except KlingError:
                 raise
             except Exception as error:
                 failure = self._translate(error, attempt, seconds)
-            finally:
-                self._deadlines.discard(deadline)
         # Raised out here, the error has no context: aiohttp's own ones hold the request's headers.
         log.debug("%s attempt %d: %s", call, number, failure)
         raise failure
@@ -327,14 +322,14 @@ class Transport:
         def attempt(number: int, timeout: float | None) -> Awaitable[Envelope]:
             return self.send(call, timeout=timeout, number=number)
 
-        return await self.persist(attempt, again, what=str(call), started=started)
+        return await self.persist(attempt, again, what=call, started=started)
 
     async def persist(
         self,
         attempt: Callable[[int, float | None], Awaitable[T]],
         again: Callable[[BaseException], bool],
         *,
-        what: str,
+        what: Call | str,
         started: float | None = None,
     ) -> T:
         """Do something that may fail, and again, within the :class:`RetryPolicy`.
@@ -384,7 +379,7 @@ async def read_capped(response: aiohttp.ClientResponse, cap: int) -> bytes:
     """
     chunks: list[bytes] = []
     size = 0
-    async for chunk in response.content.iter_any():
+    while chunk := await response.content.readany():
         chunks.append(chunk)
         size += len(chunk)
         if size > cap:

@@ -67,7 +67,7 @@ async def test_a_slot_is_held_until_the_task_ends() -> None:
 
 async def test_calls_are_served_in_their_order() -> None:
     """A create that was refused after it had its turn goes before those that had none yet."""
-    with emulating(concurrency_limit=1) as emulator:
+    with emulating(concurrency_limit=1, task_seconds=0.15) as emulator:
         async with client_of(emulator) as kling:
             await asyncio.gather(
                 *(kling.clone_voice(f"{number:02}", voice_url=url(0)) for number in range(14))
