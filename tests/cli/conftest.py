@@ -33,9 +33,9 @@ def server(server_options: dict[str, Any]) -> Iterator[Emulator]:
 @pytest.fixture
 def environment(server: Emulator) -> dict[str, str]:
     """The environment of the commands: the test's emulator, and nothing of the machine's."""
-    kept = ("PATH", "HOME", "SYSTEMROOT", "TMPDIR", "PYTHONPATH", "COVERAGE_PROCESS_START")
+    kept = ("PATH", "HOME", "SYSTEMROOT", "TMPDIR", "PYTHONPATH", "COVERAGE_")
     return {
-        **{name: os.environ[name] for name in kept if name in os.environ},
+        **{name: value for name, value in os.environ.items() if name.startswith(kept)},
         "KLING_BASE_URL": server.base_url,
         "KLING_API_KEY": server.api_key,
         "PYTHONIOENCODING": "utf-8",
