@@ -20,7 +20,7 @@ from kling_voice.errors import ConcurrencyLimitError, NotFoundError, RateLimitEr
 from kling_voice.policies import RetryPolicy
 from kling_voice.protocol import Call
 
-log = logging.getLogger("kling_voice")
+_log = logging.getLogger("kling_voice")
 
 
 def retrying(
@@ -37,11 +37,11 @@ def retrying(
         again: Which failures are worth another attempt.
         time_left: Gives the seconds that the call has left.
         sleep: Sleeps so many seconds.
-        what: The call's name, for the log.
+        what: The call's name, for the _log.
     """
 
     def warn(state: RetryCallState) -> None:
-        log.warning(
+        _log.warning(
             "%s: attempt %d of %d failed (%s); again in %.2f s",
             what,
             state.attempt_number,

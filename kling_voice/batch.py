@@ -29,7 +29,7 @@ from kling_voice.paging import pages
 from kling_voice.transport import Transport
 from kling_voice.waiting import OnUpdate
 
-log = logging.getLogger("kling_voice")
+_log = logging.getLogger("kling_voice")
 
 LOOK_AHEAD = 8  # requests taken from the source that have no slot yet
 SCAN_ITEMS = 30_000  # of the list, read before a resumed batch begins
@@ -208,7 +208,7 @@ class Batch:
             if protocol.concerns_account(error) or isinstance(error, ClientClosedError):
                 raise
             # Slower, and just as correct: what exists is refused as a duplicate and adopted.
-            log.warning("The list could not be read; the batch goes on without it: %s", error)
+            _log.warning("The list could not be read; the batch goes on without it: %s", error)
 
     def _keep(self, items: list[Any], prefix: str) -> bool:
         """Keep the items that may be of the batch; tell whether any surely is."""

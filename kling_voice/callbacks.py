@@ -39,7 +39,7 @@ from kling_voice.webhooks import (
 if TYPE_CHECKING:
     from aiohttp import web
 
-log = logging.getLogger("kling_voice")
+_log = logging.getLogger("kling_voice")
 
 REMEMBERED: Final = 8192  # webhook-ids; after 5 minutes the signature's age refuses a repeat, too
 KEPT: Final = 4096  # tasks whose last state is kept, the most recently told ones
@@ -244,7 +244,7 @@ class CallbackReceiver:
         try:
             await self.receive(await read(), headers)
         except CallbackError as error:
-            log.warning("%s", error)
+            _log.warning("%s", error)
             return _REFUSED[error.reason]
         return _TAKEN
 

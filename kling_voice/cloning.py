@@ -29,7 +29,7 @@ from kling_voice.slots import Slots
 from kling_voice.transport import Transport
 from kling_voice.waiting import OnUpdate, TaskWatcher
 
-log = logging.getLogger("kling_voice")
+_log = logging.getLogger("kling_voice")
 
 _UPLOADS_AHEAD = 8  # recordings that are being published, or are and have no slot yet
 
@@ -52,14 +52,14 @@ class Cloner:
         *,
         callback_url: str | None = None,
     ) -> None:
-        self.slots = Slots()
+        self.slots: Slots = Slots()
         self.hosting = hosting
         self._transport = transport
         self._watcher = watcher
         self._callback_url = callback_url
         self._uploads = asyncio.Semaphore(_UPLOADS_AHEAD)
         self._background: set[asyncio.Task[None]] = set()
-        self.closed = False
+        self.closed: bool = False
 
     # --- the pieces ---
 
@@ -236,7 +236,7 @@ class Cloner:
             if holding.cancelled() or (error := holding.exception()) is not None:
                 self.slots.release()
                 if not holding.cancelled():
-                    log.debug("Task %s is no longer watched: %s", task.task_id, error)
+                    _log.debug("Task %s is no longer watched: %s", task.task_id, error)
             else:
                 self.slots.release(holding.get_loop().time() - began)
 

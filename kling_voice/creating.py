@@ -25,7 +25,7 @@ from kling_voice.models import VoiceTask
 from kling_voice.protocol import Call
 from kling_voice.transport import Transport
 
-log = logging.getLogger("kling_voice")
+_log = logging.getLogger("kling_voice")
 
 
 def new_external_task_id() -> str:
@@ -46,8 +46,8 @@ class Creation:
         self, transport: Transport, call: Call, *, external_task_id: str, voice_name: str
     ) -> None:
         self.external_task_id = external_task_id
-        self.doubtful = False
-        self.adopted = False
+        self.doubtful: bool = False
+        self.adopted: bool = False
         self._transport = transport
         self._call = call
         self._voice_name = voice_name
@@ -70,7 +70,7 @@ class Creation:
             raise
         except asyncio.CancelledError:
             if self.doubtful:
-                log.warning(
+                _log.warning(
                     "A create was cancelled in flight; the voice may have been created:"
                     " create it again with external_task_id=%r to get it",
                     self.external_task_id,

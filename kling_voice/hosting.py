@@ -9,7 +9,7 @@ from kling_voice import protocol
 from kling_voice.errors import ConfigurationError, InvalidRequestError, KlingError, SampleError
 from kling_voice.samples import SampleHost, inspect_sample
 
-log = logging.getLogger("kling_voice")
+_log = logging.getLogger("kling_voice")
 
 _PATIENCE = 15.0  # seconds for a discard: results and the end of a batch wait for it
 
@@ -64,7 +64,7 @@ class Hosting:
                 async with asyncio.timeout(_PATIENCE):
                     await self._host.discard(url)
             except Exception as error:
-                log.warning(
+                _log.warning(
                     "The recording of %s could not be discarded (%s): remove it by hand, or let"
                     " the host's expiry rule do so",
                     external_task_id,

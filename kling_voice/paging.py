@@ -8,7 +8,7 @@ from kling_voice.errors import BadRequestError
 from kling_voice.protocol import Envelope
 from kling_voice.transport import Transport
 
-log = logging.getLogger("kling_voice")
+_log = logging.getLogger("kling_voice")
 
 
 async def pages(transport: Transport, path: str, page_size: int) -> AsyncGenerator[Envelope, None]:
@@ -39,6 +39,6 @@ async def pages(transport: Transport, path: str, page_size: int) -> AsyncGenerat
             return
         yield envelope
         page_num += 1
-    log.warning(
+    _log.warning(
         "%s: the vendor lists no more than %d pages; the rest is left out", path, protocol.PAGES
     )

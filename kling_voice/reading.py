@@ -56,9 +56,9 @@ class Pauses:
     """
 
     def __init__(self, interval: Callable[[int], float]) -> None:
-        self.until = -inf
+        self.until: float = -inf
         """The moment when asking may go on."""
-        self.failures = 0
+        self.failures: int = 0
         """Passing failures since the last answer."""
         self._interval = interval
 

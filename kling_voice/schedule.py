@@ -47,9 +47,9 @@ class Schedule:
             max=policy.maximum,
         )
         self._state = RetryCallState(AsyncRetrying(), None, (), {})
-        self.period = min(policy.initial, policy.maximum)
+        self.period: float = min(policy.initial, policy.maximum)
         """Seconds between two ticks."""
-        self.beat = min(self.period / _BEATS, _LONGEST_BEAT)
+        self.beat: float = min(self.period / _BEATS, _LONGEST_BEAT)
         """Seconds by which a look may be moved to share a read."""
         self._shift = min(policy.jitter, _WIDEST_JITTER) * self.period / 2
         self._seed = random.random() if seed is None else seed

@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 from kling_voice.errors import ClientClosedError
 
-log = logging.getLogger("kling_voice")
+_log = logging.getLogger("kling_voice")
 
 Uniform = Callable[[float, float], float]
 
@@ -54,9 +54,9 @@ class Window:
     """
 
     def __init__(self) -> None:
-        self.learned = False
-        self.contested = False
-        self.task_seconds = _TASK_SECONDS
+        self.learned: bool = False
+        self.contested: bool = False
+        self.task_seconds: float = _TASK_SECONDS
         self._room = float(_OPENING)
         self._growing = True
         self._probing = False
@@ -303,7 +303,7 @@ class Slots:
         self._grant()
 
     def _pause(self, why: str, seconds: float) -> None:
-        log.info("%s; the next create goes in %.1f s", why, seconds)
+        _log.info("%s; the next create goes in %.1f s", why, seconds)
         self._resume_at = max(self._resume_at, _now() + seconds)
 
     def _grant(self) -> None:

@@ -28,7 +28,7 @@ from kling_voice.policies import RetryPolicy
 from kling_voice.protocol import Call, Envelope
 from kling_voice.redaction import redact
 
-log = logging.getLogger("kling_voice")
+_log = logging.getLogger("kling_voice")
 
 T = TypeVar("T")
 
@@ -206,7 +206,7 @@ class Transport:
         Args:
             call: What to send.
             timeout: Seconds for all of it, the body included, if less than the client's.
-            number: The attempt's number, for the log.
+            number: The attempt's number, for the _log.
 
         Raises:
             KlingError: Any failure.
@@ -226,7 +226,7 @@ class Transport:
             except Exception as error:
                 failure = self._translate(error, attempt, seconds)
         # Raised out here, the error has no context: aiohttp's own ones hold the request's headers.
-        log.debug("%s attempt %d: %s", call, number, failure)
+        _log.debug("%s attempt %d: %s", call, number, failure)
         raise failure
 
     async def _exchange(self, attempt: _Attempt) -> Envelope:
@@ -243,8 +243,8 @@ class Transport:
                 )
             except (ApiError, ResponseError) as error:
                 told, status = error, error.http_status
-            if log.isEnabledFor(logging.DEBUG):
-                log.debug(
+            if _log.isEnabledFor(logging.DEBUG):
+                _log.debug(
                     "%s HTTP %d code %s request_id %s attempt %d %.1f ms",
                     attempt.call,
                     status,
@@ -260,7 +260,7 @@ class Transport:
             if (why := self._tokens.heal(token, protocol.server_time(headers))) is not None:
                 told.hint = why
                 raise told
-            log.warning("%s: the token was refused for its times; signing anew", attempt.call)
+            _log.warning("%s: the token was refused for its times; signing anew", attempt.call)
             healed = True
 
     async def _roundtrip(
@@ -337,7 +337,7 @@ class Transport:
         Args:
             attempt: Does it; given the attempt's number and the seconds that are left for it.
             again: Which failures are worth another attempt.
-            what: Its name, for the log.
+            what: Its name, for the _log.
             started: When what it is part of began, by ``time.monotonic``; by default now.
 
         Raises:

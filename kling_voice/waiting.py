@@ -30,7 +30,7 @@ from kling_voice.reading import ListUse, Patience, Pauses
 from kling_voice.schedule import NEVER, Agenda, Schedule
 from kling_voice.watches import Look, Waiter, Watch, Watches, follows
 
-log = logging.getLogger("kling_voice")
+_log = logging.getLogger("kling_voice")
 
 OnUpdate = Callable[[VoiceTask], Awaitable[None] | None]
 
@@ -297,7 +297,7 @@ class TaskWatcher:
     def _failed(self, look: Look, error: BaseException) -> None:
         if protocol.is_transient(error):
             is_new = self._pauses.failures <= 1 and not all(w.stumbled for w in look.serves)
-            log.log(
+            _log.log(
                 logging.WARNING if is_new else logging.DEBUG,
                 "Looking at %d task(s) failed, and goes on: %s",
                 len(look.serves),
@@ -366,7 +366,7 @@ class TaskWatcher:
                 if not (refused and page_num > 1):
                     if not self._is_lists_own(error):
                         raise
-                    log.warning("The list cannot be read; tasks are queried alone: %s", error)
+                    _log.warning("The list cannot be read; tasks are queried alone: %s", error)
                     break
                 page = []  # beyond the last page
             here = 0
@@ -406,7 +406,7 @@ class TaskWatcher:
             try:
                 task = protocol.read_item(item, request_id)
             except KlingError as error:
-                log.debug("A task in the list is unreadable, and is queried alone: %s", error)
+                _log.debug("A task in the list is unreadable, and is queried alone: %s", error)
                 return False
             self._observe(watch, task)
         if watch.look is look:
@@ -457,7 +457,7 @@ class TaskWatcher:
         if word.is_known or word in self._told_words or len(self._told_words) == _WORDS_TOLD:
             return
         self._told_words.add(word)
-        log.warning("Unknown task status %r: waiting on", word.value[:40])
+        _log.warning("Unknown task status %r: waiting on", word.value[:40])
 
     def _fail(self, watch: Watch, error: BaseException) -> None:
         for waiter in watch.waiters:

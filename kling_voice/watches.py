@@ -41,12 +41,12 @@ class Waiter:
         self, last: VoiceTask | None, *, eager: bool, timeout: float, deadline: float
     ) -> None:
         self.last = last
-        self.eager = eager
-        self.timeout = timeout
-        self.deadline = deadline
+        self.eager: bool = eager
+        self.timeout: float = timeout
+        self.deadline: float = deadline
         self.news: list[VoiceTask] = []
         self.error: BaseException | None = None
-        self.expired = False
+        self.expired: bool = False
         self._future: asyncio.Future[None] | None = None
 
     def tell(self, task: VoiceTask) -> None:
@@ -112,16 +112,16 @@ class Watch:
     )
 
     def __init__(self, task_id: str, now: float) -> None:
-        self.ids = [task_id]
-        self.began = now
+        self.ids: list[str] = [task_id]
+        self.began: float = now
         self.task: VoiceTask | None = None
         self.waiters: dict[Waiter, None] = {}
-        self.looks = 0
-        self.looked = -NEVER
-        self.alone = False
-        self.stumbled = False
+        self.looks: int = 0
+        self.looked: float = -NEVER
+        self.alone: bool = False
+        self.stumbled: bool = False
         self.look: Look | None = None
-        self.wanted = NEVER
+        self.wanted: float = NEVER
 
     def tell(self, task: VoiceTask) -> None:
         """Take in a state, and tell all who wait."""
@@ -150,7 +150,7 @@ class Look:
     __slots__ = ("serves", "task")
 
     def __init__(self, watches: list[Watch], now: float) -> None:
-        self.serves = dict.fromkeys(watches)
+        self.serves: dict[Watch, None] = dict.fromkeys(watches)
         self.task: asyncio.Task[None] | None = None
         for watch in watches:
             watch.look = self

@@ -67,15 +67,16 @@ async def test_a_slot_is_held_until_the_task_ends() -> None:
 
 async def test_calls_are_served_in_their_order() -> None:
     """A create that was refused after it had its turn goes before those that had none yet."""
-    with emulating(concurrency_limit=1, task_seconds=0.15) as emulator:
+    with emulating(concurrency_limit=1) as emulator:
         async with client_of(emulator) as kling:
             await asyncio.gather(
-                *(kling.clone_voice(f"{number:02}", voice_url=url(0)) for number in range(14))
+                *(kling.clone_voice(f"{number:02}", voice_url=url(0)) for number in range(16))
             )
 
         assert emulator.refused[1303] >= 3
-        created = [task.voice_name for task in emulator.tasks]
-    assert sorted(created[:8]) == [f"{number:02}" for number in range(8)]
+        created = [int(task.voice_name) for task in emulator.tasks]
+    # Those that go at once may overtake each other; at the queue's end they would wait for all.
+    assert max(abs(number - place) for place, number in enumerate(created)) <= 6
 
 
 async def test_single_voices_and_batches_share_the_slots() -> None:

@@ -17,7 +17,7 @@ from kling_voice._version import __version__
 from kling_voice.cli.console import complain, say, stderr, stdout, warnings_told
 from kling_voice.cli.problems import DONE, FAILED, USAGE, report
 
-app = App(
+app: App = App(
     name="kling-voice",
     version=__version__,
     help="Clone voices with the Kling AI custom-voice API: each is created exactly once.\n\n"

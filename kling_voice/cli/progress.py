@@ -60,8 +60,8 @@ class Progress:
 
     def __init__(self, total: int, done: int) -> None:
         self.total = total
-        self.done = done
-        self.failed = 0
+        self.done: int = done
+        self.failed: int = 0
         self.slots: Slots | None = None
         self._pace = Pace()
         self._live: Live | None = None

@@ -161,7 +161,7 @@ class ResultsFile:
 
     def __init__(self, path: Path, lines: Mapping[str, Line]) -> None:
         self.path = path
-        self.lines = dict(lines)
+        self.lines: dict[str, Line] = dict(lines)
 
     def __enter__(self) -> Self:
         content = "".join(map(_dump, self.lines.values()))

@@ -158,8 +158,8 @@ class Account:
         self.occupied = 0
         self.task_seconds = task_seconds
         self.read_lag = read_lag
-        self.created = 0
-        self.max_in_flight = 0
+        self.created: int = 0
+        self.max_in_flight: int = 0
         self._list_order = list_order
         self._lock = threading.RLock()
         self._shuffle = random.Random(0)

@@ -45,5 +45,5 @@ class BusinessError(Exception):
 
     def __init__(self, code: int, message: str | None = None) -> None:
         self.code = code
-        self.message = CODES[code][1] if message is None else message
+        self.message: str = CODES[code][1] if message is None else message
         super().__init__(f"{code} {self.message}")

@@ -122,7 +122,7 @@ class Faults:
         self.rate = rate
         self.delay_seconds = delay_seconds
         self.stall_seconds = stall_seconds
-        self.retry_after = str(retry_after)
+        self.retry_after: str = str(retry_after)
         self.injected: Counter[Fault | int] = Counter()
         self._kinds = [_kind(kind) for kind in kinds]
         self._calls = frozenset(calls)

@@ -147,11 +147,11 @@ class Emulator:
             require_tinytag()
         if prefix and (not prefix.startswith("/") or prefix.endswith("/")):
             raise ValueError(f"prefix begins with a slash and does not end with one: {prefix!r}")
-        self.credentials = credentials or AccessKey(
+        self.credentials: AccessKey = credentials or AccessKey(
             access_key=secrets.token_hex(16), secret_key=secrets.token_hex(16)
         )
-        self.api_key = api_key or f"api-key-{secrets.token_hex(16)}"
-        self.base_url = ""
+        self.api_key: str = api_key or f"api-key-{secrets.token_hex(16)}"
+        self.base_url: str = ""
         self.requests: Counter[str] = Counter()
         self.refused: Counter[int] = Counter()
         self.faults = faults
@@ -180,7 +180,7 @@ class Emulator:
             drop=callback_drop,
             reorder=callback_reorder,
         )
-        self.callbacks = self._callbacks.counts
+        self.callbacks: Counter[str] = self._callbacks.counts
         self._media = Media()
         self._videos: set[str] = set()
         self._checks: set[asyncio.Task[None]] = set()
