@@ -236,8 +236,8 @@ class Batch:
         if result.error is not None and protocol.concerns_account(result.error):
             self._last_error = self._last_error or result.error
             self._over = True
-            if self._feeder is not None:
-                self._feeder.cancel()  # it may wait for a source that gives nothing more
+            assert self._feeder is not None  # it has started this
+            self._feeder.cancel()  # it may wait for a source that gives nothing more
         self._results.put_nowait(result)
         if self._results.qsize() > max(LOOK_AHEAD, self._cloner.slots.window):
             self._room.clear()

@@ -32,7 +32,7 @@ _log = logging.getLogger("kling_voice")
 
 T = TypeVar("T")
 
-ANSWER_CAP = 16 * 1024 * 1024  # bytes; a page of 1,000 tasks has about half of one MiB
+ANSWER_CAP = 8 * 1024 * 1024  # bytes; a page of 1,000 tasks has about half of one MiB
 CONNECTIONS = 100  # at once, for a session of our own
 _SHOWN = 300  # characters of a foreign exception's text that an error shows
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
@@ -354,12 +354,14 @@ class Transport:
         def time_left() -> float:
             return self.time_left(started)
 
+        async def once(number: int) -> T:
+            if failures:
+                raise failures.pop()  # of the attempt above
+            return await attempt(number, time_left())
+
         async for trial in retrying(self.retry, again, time_left, self.sleep, what):
             with trial:
-                if failures:
-                    raise failures.pop()
-                number = trial.retry_state.attempt_number
-                result = await attempt(number, self.time_left(started))
+                result = await once(trial.retry_state.attempt_number)
         return result
 
     def time_left(self, started: float) -> float:

@@ -144,8 +144,8 @@ async def _fetch(
                         trouble = error
                         break
                     inactivity.reschedule(asyncio.get_running_loop().time() + timeout)
-                if size == 0:
-                    raise ResponseError("it is empty", http_status=response.status)
+            if size == 0:
+                raise ResponseError("it is empty", http_status=response.status)
         except KlingError as error:
             return error
         except Exception as error:
@@ -168,16 +168,16 @@ async def _answer(
                 _check(response)
                 yield response
                 return
-            try:
-                here = here.join(URL(location, encoded=True))
-            except ValueError:
-                here = URL()
-            at_home = is_loopback(start.host or "") and is_loopback(here.host or "")
-            if not here.host or here.scheme not in (("https", "http") if at_home else ("https",)):
-                raise ResponseError(
-                    f"it redirects to {redact(str(here))!r}, which is not https",
-                    http_status=response.status,
-                )
+        try:
+            here = here.join(URL(location, encoded=True))
+        except ValueError:
+            here = URL()
+        at_home = is_loopback(start.host or "") and is_loopback(here.host or "")
+        if not here.host or here.scheme not in (("https", "http") if at_home else ("https",)):
+            raise ResponseError(
+                f"it redirects to {redact(str(here))!r}, which is not https",
+                http_status=response.status,
+            )
     raise ResponseError(f"it redirects more than {_HOPS} times", http_status=response.status)
 
 

@@ -49,6 +49,9 @@ class _Loop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._driven.now
 
+    def fall_behind(self, seconds: float) -> None:
+        self._driven.now += seconds
+
 
 def driven(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
     """Run a test in an event loop whose clock jumps from one event to the next."""
@@ -69,6 +72,13 @@ def now() -> float:
 async def until(moment: float) -> None:
     """Let time pass until so many seconds after the test began."""
     await asyncio.sleep(moment - now())
+
+
+def lag(seconds: float) -> None:
+    """Let time pass in which the event loop gets nothing done, as on a busy machine."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, _Loop)
+    loop.fall_behind(seconds)
 
 
 def tasks_left() -> int:

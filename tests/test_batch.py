@@ -614,6 +614,18 @@ async def test_a_repeated_key_is_that_requests_own_error() -> None:
     assert {result.request.voice_name for result in repeated} == {"Ada", "Cyd", "Eve"}
 
 
+async def test_without_a_batch_id_an_external_id_may_come_twice() -> None:
+    """It is nobody's mistake there: both requests get the one voice that bears it."""
+    asked = [VoiceRequest("Ada", voice_url=url(0), external_task_id="mine") for _ in range(2)]
+    with emulating() as emulator:
+        async with client_of(emulator) as kling, nothing_left(kling):
+            first, second = await all_of(kling.clone_voices(asked))
+
+        assert emulator.created == 1
+    assert first.voice is not None
+    assert first.voice == second.voice
+
+
 async def test_without_a_batch_id_equal_requests_are_different_voices() -> None:
     """There is no key to repeat."""
     with emulating() as emulator:
@@ -993,6 +1005,43 @@ async def test_a_source_that_swallows_its_cancellation_is_read_no_further() -> N
                     (told,) = await asyncio.gather(run, return_exceptions=True)
                 assert isinstance(told, AccountError | asyncio.CancelledError)
         assert source.taken == 12
+
+
+async def test_a_closed_client_starts_nothing_for_such_a_source() -> None:
+    """What it gives after the client was closed is not cloned: the batch ends."""
+    source = Stubborn()
+    with emulating() as emulator:
+        async with client_of(emulator) as kling, nothing_left(kling):
+            results: list[CloneResult] = []
+            run = asyncio.create_task(take(kling.clone_voices(source.slowly()), results))
+            await until(lambda: len(results) == 11)
+            async with asyncio.timeout(5):
+                await kling.close()
+                with pytest.raises(ClientClosedError):
+                    await run
+        assert emulator.created == 11
+    assert source.taken == 12
+
+
+async def test_any_async_iterator_is_a_source() -> None:
+    """One that is no generator has nothing to be closed, and is read to its end."""
+
+    class Queued:
+        def __init__(self) -> None:
+            self.left = requests(3)
+
+        def __aiter__(self) -> "Queued":
+            return self
+
+        async def __anext__(self) -> VoiceRequest:
+            await asyncio.sleep(0)
+            if not self.left:
+                raise StopAsyncIteration
+            return self.left.pop()
+
+    with emulating() as emulator:
+        async with client_of(emulator) as kling, nothing_left(kling):
+            assert names(await all_of(kling.clone_voices(Queued()))) == expected(3)
 
 
 # --- endings ---

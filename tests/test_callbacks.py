@@ -752,6 +752,16 @@ class TestDelivery:
         assert listener.statuses == ["failed"]
         assert listener.threads == {threading.get_ident()}
 
+    async def test_attached_again_outside_of_a_loop(
+        self, receiver: CallbackReceiver, listener: Listener
+    ) -> None:
+        """A client that has its loop keeps it, though it is attached again where there is none."""
+        await asyncio.to_thread(receiver.attach, listener)
+        await asyncio.to_thread(lambda: asyncio.run(receive(receiver, state("failed"))))
+        await asyncio.sleep(0)
+        assert listener.statuses == ["failed"]
+        assert listener.threads == {threading.get_ident()}
+
     def test_loop_that_has_ended(self) -> None:
         """A client whose loop is gone harms neither the callback nor the other clients."""
         receiver, gone, here = CallbackReceiver(SECRET), Listener(), Listener()

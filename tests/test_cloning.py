@@ -9,6 +9,7 @@ import pytest
 from cast import ADA, CREATE, QUERY, Shelf, all_of, client_of, emulating, requests, until, url
 from cast import brisk as brisk
 from cast import nothing_left as nothing_left
+from wire import MakeClient, Server, envelope, task
 
 from kling_voice import (
     AccountError,
@@ -17,6 +18,7 @@ from kling_voice import (
     ConfigurationError,
     ConnectionFailedError,
     InvalidRequestError,
+    ResponseError,
     RetryPolicy,
     SampleError,
     ServerError,
@@ -216,6 +218,16 @@ async def test_a_create_that_keeps_failing_is_an_error_and_frees_its_slot(
                 await kling.clone_voice("Ada", voice_url=url(0), external_task_id="mine")
 
             assert (caught.value.args, kling.slots.in_flight) == (caught.value.args, 0)
+
+
+async def test_a_success_without_a_voice_is_an_error(make_client: MakeClient) -> None:
+    """Nothing takes a missing voice's place: the error says to query the task again."""
+
+    async with Server([envelope(task()), envelope(task(status="succeed"))]) as server:
+        kling = make_client(server)
+        with pytest.raises(ResponseError, match="t-1 succeeded, but no voice is shown; query"):
+            await kling.clone_voice("Ada", voice_url=url(0))
+        assert kling.slots.in_flight == 0
 
 
 async def test_closing_ends_calls_wherever_they_are() -> None:

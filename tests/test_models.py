@@ -294,6 +294,13 @@ def test_an_unknown_status_survives(word: str) -> None:
     assert list(TaskStatus) == ["submitted", "processing", "succeed", "failed"]
 
 
+@pytest.mark.parametrize("value", [None, 1, b"succeed"])
+def test_only_a_word_is_a_status(value: object) -> None:
+    """What is no string is refused, never made into a status."""
+    with pytest.raises(ValueError, match="is not a valid TaskStatus"):
+        TaskStatus(value)
+
+
 def test_known_statuses() -> None:
     """Two statuses end a task, and two do not."""
     assert {status: (status.is_known, status.is_terminal) for status in TaskStatus} == {

@@ -265,6 +265,11 @@ async def test_discard_from_another_process(environment: str) -> None:
     assert "kv-2" not in objects(environment)
 
 
+async def test_discard_of_what_is_gone(environment: str) -> None:
+    """What is gone already is discarded, though its whole bucket is."""
+    await ObjectStoreHost("s3://gone").discard(f"{environment}/gone/kv-8.mp3")
+
+
 async def test_discard_touches_nothing_else(environment: str) -> None:
     """A URL of another bucket, prefix or host is refused, and nothing is deleted."""
     host = ObjectStoreHost("s3://voices/mine")
@@ -390,6 +395,26 @@ async def test_refused_key(environment: str, unused_tcp_port: int) -> None:
     assert text.startswith("ConfigurationError")
     assert "403 SignatureDoesNotMatch" in text
     assert "the-key" not in text
+
+
+async def test_no_credentials(
+    environment: str, monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int
+) -> None:
+    """Where neither the environment nor the machine has any, it is told which to set."""
+
+    async def know_none(request: aiohttp.web.BaseRequest) -> aiohttp.web.Response:
+        return aiohttp.web.Response(status=200 if request.method == "PUT" else 404, text="f00")
+
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    machine = f"http://127.0.0.1:{unused_tcp_port}"  # where clouds tell a machine its own
+    server = aiohttp.web.ServerRunner(aiohttp.web.Server(know_none))
+    await server.setup()
+    await aiohttp.web.TCPSite(server, "127.0.0.1", unused_tcp_port).start()
+    text = await told(ObjectStoreHost("s3://voices", metadata_endpoint=machine))
+    await server.cleanup()
+    assert text.startswith("ConfigurationError")
+    assert "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY." in text
 
 
 async def test_http_is_for_this_machine(environment: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -687,6 +687,21 @@ async def test_closing_and_cancelling_together_leave_nothing_behind(
 
 
 @virtually
+async def test_closing_passes_over_who_has_just_given_up(slots: Slots, grants: Grants) -> None:
+    """Who is cancelled in the moment before stays cancelled; the others' waits end all the same."""
+    await learned(slots, 1)
+    waiting = [asyncio.create_task(slots.acquire()) for _ in range(3)]
+    await asyncio.sleep(0)
+
+    waiting[0].cancel()
+    slots.close()
+
+    gone, *others = await asyncio.gather(*waiting, return_exceptions=True)
+    assert isinstance(gone, asyncio.CancelledError)
+    assert all(isinstance(told, ClientClosedError) for told in others)
+
+
+@virtually
 async def test_tasks_that_are_found_hold_slots(slots: Slots, grants: Grants) -> None:
     """The next create waits for the end of one of them, once it was refused."""
     for _ in range(30):

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 from driven import (
+    START,
     Job,
     Vendor,
     driven,
     is_list,
     job,
+    lag,
     now,
     tasks_left,
     told,
@@ -1133,6 +1135,22 @@ class TestFailures:
         await asyncio.gather(*waits)
         assert vendor.singles == [0.0]
         assert vendor.lists == [pytest.approx(7.51)]
+
+    @driven
+    async def test_a_look_that_is_due_meanwhile_honours_it_too(self) -> None:
+        """A look is not sent even if its moment comes while the plea for a pause is being read."""
+        vendor = Vendor([job(f"t{i}", ends=0.0) for i in range(4)])
+        vendor.latency = lambda call: 0.01 if is_list(call) else 0.99
+        limit = [RateLimitError("1302", code=1302, http_status=429, retry_after=7.5)]
+        vendor.fault = lambda call: limit.pop() if limit else None
+        watcher = watching(vendor)
+        asyncio.get_running_loop().call_at(START + 0.99, lag, 0.02)
+        await asyncio.gather(
+            watcher.wait("t0", timeout=60.0),
+            *(watcher.wait(told(f"t{i}"), timeout=60.0) for i in range(1, 4)),
+        )
+        assert vendor.singles == [0.0]
+        assert vendor.lists == [pytest.approx(1.01 + 7.5)]
 
     @driven
     async def test_queued_queries_honour_it_too(self) -> None:
