@@ -15,7 +15,13 @@ from typing import Any
 
 from kling_voice import protocol
 from kling_voice.cloning import Cloner, failure_of, voice_of
-from kling_voice.errors import ClientClosedError, InvalidRequestError, KlingError, WaitTimeoutError
+from kling_voice.errors import (
+    ClientClosedError,
+    InvalidRequestError,
+    KlingError,
+    PermissionDeniedError,
+    WaitTimeoutError,
+)
 from kling_voice.identity import (
     ANY_PREFIX,
     batch_prefix,
@@ -205,8 +211,10 @@ class Batch:
                     ):
                         return
         except KlingError as error:
-            if protocol.concerns_account(error) or isinstance(error, ClientClosedError):
-                raise
+            if (
+                protocol.concerns_account(error) and not isinstance(error, PermissionDeniedError)
+            ) or isinstance(error, ClientClosedError):
+                raise  # a permission may be missing for the list alone
             # Slower, and just as correct: what exists is refused as a duplicate and adopted.
             _log.warning("The list could not be read; the batch goes on without it: %s", error)
 
@@ -244,6 +252,7 @@ class Batch:
 
     async def _result(self, request: VoiceRequest, taken: "_Taken") -> CloneResult:
         task: VoiceTask | None = None
+        seen: list[VoiceTask] = []  # as created, of the attempt that goes on
         try:
             if not isinstance(request, VoiceRequest):
                 raise InvalidRequestError(
@@ -264,8 +273,10 @@ class Batch:
                     on_update=self._on_update,
                     known=self._known(this_id, request),
                     on_slot=taken.has_slot,
+                    on_task=seen.append,
                     on_late=lambda holding: self._outlasts(holding, taken),
                 )
+                seen.clear()
                 if not task.failed:
                     return CloneResult(request, task, voice_of(task), None)
             assert task is not None
@@ -273,11 +284,12 @@ class Batch:
         except ClientClosedError:
             raise
         except InvalidRequestError as error:
-            error.outcome = "not_created"
-            return CloneResult(request, task, None, error)
+            if not seen:  # else it is another's, such as on_update's
+                error.outcome = "not_created"
+            return CloneResult(request, seen[-1] if seen else task, None, error)
         except Exception as error:
             last = error.task if isinstance(error, WaitTimeoutError) else None
-            return CloneResult(request, last or task, None, error)
+            return CloneResult(request, last or (seen[-1] if seen else task), None, error)
 
     def _outlasts(self, holding: asyncio.Task[None], taken: "_Taken") -> None:
         self._late.add(holding)
@@ -320,7 +332,7 @@ class Batch:
 
     def _known(self, external_task_id: str | None, request: VoiceRequest) -> VoiceTask | None:
         item = self._existing.pop(external_task_id, None) if external_task_id else None
-        if external_task_id is None or item is None:
+        if external_task_id is None or item is None or not isinstance(request.voice_name, str):
             return None
         try:
             task = protocol.read_item(json.loads(item), None)

@@ -99,7 +99,7 @@ class CallbackReceiver:
         self._public_url = public_url
         self._asgi_app = _AsgiApp(self._answer)
         self._lock = threading.Lock()  # guards all that follows; held for moments only
-        self._watchers: dict[Watcher, asyncio.AbstractEventLoop | None] = {}
+        self._watchers: dict[Watcher, asyncio.AbstractEventLoop] = {}
         self._received: dict[str, None] = {}  # webhook-ids, the oldest first
         self._kept: dict[str, VoiceTask] = {}  # by task_id, the one not told of longest first
         self._task_ids: dict[str, str] = {}  # of the kept tasks, by external_task_id
@@ -173,17 +173,12 @@ class CallbackReceiver:
     def attach(self, watcher: Watcher) -> None:
         """Deliver to *watcher* from now on.
 
-        Call it in the event loop that the watcher lives in: it is then told there, whichever loop
-        or thread :meth:`receive` is called in. Attached outside of any event loop, it is told in
-        whichever loop callbacks are received, until it is attached again in its own.
+        Call it in the event loop that the watcher lives in: it is told there, whichever loop or
+        thread :meth:`receive` is called in.
         """
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            loop = None
+        loop = asyncio.get_running_loop()
         with self._lock:
-            if loop is not None or watcher not in self._watchers:
-                self._watchers[watcher] = loop
+            self._watchers[watcher] = loop
 
     def detach(self, watcher: Watcher) -> None:
         """Deliver to *watcher* no longer; harmless if it is not attached."""
@@ -282,8 +277,11 @@ class CallbackReceiver:
             watchers = list(self._watchers.items())
         here = asyncio.get_running_loop()
         for watcher, loop in watchers:
-            if loop is None or loop is here:
-                news(watcher)
+            if loop is here:
+                try:
+                    news(watcher)
+                except Exception:  # a bug in one client is not to cost the others their callback
+                    _log.exception("A client failed to take a callback in.")
             else:
                 with contextlib.suppress(RuntimeError):  # that loop has been closed
                     loop.call_soon_threadsafe(news, watcher)

@@ -1,10 +1,15 @@
 """KlingVoiceClient: the vendor's calls, and what is built of them."""
 
+import asyncio
+import logging
 import os
-from collections.abc import AsyncGenerator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
+
+import aiohttp
 
 from kling_voice import protocol
 from kling_voice._version import __version__
@@ -16,11 +21,13 @@ from kling_voice.auth import (
     credentials_from_environment,
 )
 from kling_voice.batch import Batch, Requests
+from kling_voice.callbacks import CallbackReceiver
 from kling_voice.cloning import Cloner, failure_of, voice_of
 from kling_voice.errors import (
     BadRequestError,
     ConfigurationError,
     InvalidRequestError,
+    KlingError,
     NotFoundError,
 )
 from kling_voice.hosting import Hosting
@@ -34,10 +41,7 @@ from kling_voice.transport import Transport, proxy_for
 from kling_voice.trials import download, is_worth_retrying, trial_url
 from kling_voice.waiting import OnUpdate, TaskWatcher
 
-if TYPE_CHECKING:
-    import aiohttp
-
-    from kling_voice.callbacks import CallbackReceiver
+_log = logging.getLogger("kling_voice")
 
 
 class KlingVoiceClient:
@@ -76,11 +80,11 @@ class KlingVoiceClient:
         credentials: Credentials | None = None,
         *,
         base_url: str | None = None,
-        session: "aiohttp.ClientSession | None" = None,
+        session: aiohttp.ClientSession | None = None,
         timeout: float = 30.0,
         retry: RetryPolicy = RetryPolicy(),
         polling: PollingPolicy = PollingPolicy(),
-        callbacks: "CallbackReceiver | None" = None,
+        callbacks: CallbackReceiver | None = None,
         sample_host: SampleHost | None = None,
     ) -> None:
         if credentials is None:
@@ -91,6 +95,20 @@ class KlingVoiceClient:
             )
         if not _is_seconds(timeout) or timeout == 0:
             raise ConfigurationError("timeout must be a number of seconds greater than 0.")
+        _check_kind("retry", retry, RetryPolicy)
+        _check_kind("polling", polling, PollingPolicy)
+        if session is not None:
+            _check_kind("session", session, aiohttp.ClientSession)
+        if callbacks is not None:
+            _check_kind("callbacks", callbacks, CallbackReceiver)
+        if sample_host is not None and not (
+            callable(getattr(sample_host, "publish", None))
+            and callable(getattr(sample_host, "discard", None))
+        ):
+            raise ConfigurationError(
+                "sample_host must have publish and discard, as ObjectStoreHost('s3://bucket/prefix')"
+                f" has; {type(sample_host).__name__} has not."
+            )
         if base_url is None:
             base_url = os.environ.get("KLING_BASE_URL") or protocol.DEFAULT_BASE_URL
         self._base_url = protocol.base_url(base_url)
@@ -106,7 +124,9 @@ class KlingVoiceClient:
         if callbacks is None:
             self._watcher = TaskWatcher(self._transport, schedule)
         else:
-            self._watcher = TaskWatcher(self._transport, schedule, kept=callbacks.kept)
+            self._watcher = TaskWatcher(
+                self._transport, schedule, kept=callbacks.kept, attach=callbacks.attach
+            )
         self._callbacks = callbacks
         self._cloner = Cloner(
             self._transport,
@@ -140,14 +160,11 @@ class KlingVoiceClient:
         if self._callbacks is not None:
             self._callbacks.detach(self._watcher)
         self._watcher.close()
-        await self._cloner.close()
-        await self._transport.close()
+        try:
+            await self._cloner.close()
+        finally:  # a batch that ends may cancel who closes the client in its on_update
+            await self._transport.close()
         await self._watcher.closed()
-
-    def _attach(self) -> None:
-        """Let callbacks reach this client's waits, in the event loop that it lives in."""
-        if self._callbacks is not None:
-            self._callbacks.attach(self._watcher)
 
     @property
     def slots(self) -> Slots:
@@ -189,11 +206,11 @@ class KlingVoiceClient:
             KlingError: The create failed; ``.outcome`` says whether a voice may have been created,
                 and ``.external_task_id`` is the id to call again with.
         """
-        self._transport.check_open()
+        with _nothing_sent(external_task_id):
+            self._transport.check_open()
         request = VoiceRequest(
             voice_name, voice_url, video_id, voice_file, callback_url, external_task_id
         )
-        self._attach()
         return await self._cloner.create(request)
 
     async def get_task(self, task_id: str) -> VoiceTask:
@@ -286,8 +303,10 @@ class KlingVoiceClient:
 
         def again(error: BaseException) -> bool:
             nonlocal doubtful
+            if not protocol.is_transient(error):
+                return False  # the last word says nothing of what came before it
             doubtful = doubtful or not protocol.certainly_not_processed(error)
-            return protocol.is_transient(error)
+            return True
 
         try:
             await self._transport.call(protocol.delete_call(voice_id), again=again)
@@ -354,7 +373,7 @@ class KlingVoiceClient:
         if not isinstance(task, VoiceTask):
             protocol.check_id(task, "task")
         _check_timeout(timeout)
-        self._attach()
+        _check_on_update(on_update)
         ended = await self._cloner.wait(task, timeout=timeout, on_update=on_update)
         if ended.failed and raise_on_failure:
             raise failure_of(ended)
@@ -394,16 +413,27 @@ class KlingVoiceClient:
             WaitTimeoutError: The task has not ended in time; ``.task`` is its last state.
             KlingError: The create failed; ``.outcome`` says whether a voice may have been created.
         """
-        self._transport.check_open()
-        _check_timeout(timeout)
+        with _nothing_sent(external_task_id):
+            self._transport.check_open()
+            _check_timeout(timeout)
+            _check_on_update(on_update)
         request = VoiceRequest(
             voice_name, voice_url, video_id, voice_file, callback_url, external_task_id
         )
         self._cloner.check(request, external_task_id)
-        self._attach()
-        task = await self._cloner.clone(
-            request, external_task_id, timeout=timeout, on_update=on_update
-        )
+        created: list[VoiceTask] = []
+        try:
+            task = await self._cloner.clone(
+                request,
+                external_task_id,
+                timeout=timeout,
+                on_update=on_update,
+                on_task=created.append,
+            )
+        except BaseException as error:
+            if created and not isinstance(error, KlingError):
+                _tell_of(created[0], error)
+            raise
         return voice_of(task)
 
     def clone_voices(
@@ -448,11 +478,11 @@ class KlingVoiceClient:
             ClientClosedError: The client was closed meanwhile.
         """
         _check_timeout(timeout)
+        _check_on_update(on_update)
         if batch_id is not None and (not isinstance(batch_id, str) or not batch_id):
             raise InvalidRequestError("batch_id must be a non-empty string.", field="batch_id")
         _check_count(concurrency, "concurrency", 1)
         _check_count(retry_failed, "retry_failed", 0)
-        self._attach()
         batch = Batch(
             self._transport,
             self._cloner,
@@ -482,18 +512,38 @@ class KlingVoiceClient:
             ConnectionFailedError: No answer came.
         """
         self._transport.check_open()
-        url = trial_url(voice)
+        if not isinstance(voice, Voice):
+            raise InvalidRequestError(
+                f"voice must be a Voice, not {type(voice).__name__}.", field="voice"
+            )
+        url, what = trial_url(voice), "A trial's download"
 
         def attempt(number: int, timeout: float | None) -> Awaitable[Path]:
-            return download(
+            work = download(
                 self._transport.session,
                 url,
                 path,
                 timeout=self._transport.timeout,
                 proxy=proxy_for,
             )
+            return self._transport.bounded(work, what, timeout)
 
-        return await self._transport.persist(attempt, is_worth_retrying, what="A trial's download")
+        return await self._transport.persist(attempt, is_worth_retrying, what=what)
+
+
+@contextmanager
+def _nothing_sent(external_task_id: str | None) -> Iterator[None]:
+    """Write into an error of a create that nothing was created."""
+    try:
+        yield
+    except KlingError as error:
+        error.external_task_id, error.outcome = external_task_id, "not_created"
+        raise
+
+
+def _check_kind(name: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise ConfigurationError(f"{name} must be a {kind.__name__}, not {type(value).__name__}.")
 
 
 def _is_seconds(value: object) -> bool:
@@ -507,6 +557,22 @@ def _check_timeout(timeout: float | None) -> None:
         raise InvalidRequestError(
             f"timeout must be None or a number of seconds, not {timeout!r}.", field="timeout"
         )
+
+
+def _check_on_update(on_update: OnUpdate | None) -> None:
+    if on_update is not None and not callable(on_update):
+        raise InvalidRequestError(
+            f"on_update must be a function, not {type(on_update).__name__}.", field="on_update"
+        )
+
+
+def _tell_of(task: VoiceTask, error: BaseException) -> None:
+    """Tell which task goes on when the wait for it ends by what is not ours."""
+    goes_on = f"The voice's task goes on: wait_for_task({task.task_id!r}) gives its end."
+    if isinstance(error, asyncio.CancelledError):
+        _log.warning("clone_voice was cancelled. %s", goes_on)
+    else:
+        error.add_note(goes_on)
 
 
 def _check_count(value: int | None, field: str, minimum: int) -> None:

@@ -124,8 +124,8 @@ class Cloner:
         creation = self._creation(request, external_task_id, hosted)
         try:
             return await creation.run()
-        except KlingError:
-            await self._withdraw(creation)
+        except (KlingError, asyncio.CancelledError):
+            await self._withdraw(creation, hosted)
             raise
 
     async def _before_upload(
@@ -157,10 +157,10 @@ class Cloner:
             error.external_task_id, error.outcome = external_task_id, "not_created"
             raise
 
-    async def _withdraw(self, creation: Creation) -> None:
+    async def _withdraw(self, creation: Creation, hosted: str | None) -> None:
         """Discard the recording of a create of which the vendor has certainly made nothing."""
-        if not creation.doubtful:
-            await self.hosting.discard(creation.external_task_id)
+        if hosted is not None and not creation.doubtful:
+            await self.hosting.discard(creation.external_task_id, hosted)
 
     async def wait(
         self, task: VoiceTask | str, *, timeout: float | None, on_update: OnUpdate | None
@@ -185,6 +185,7 @@ class Cloner:
         on_update: OnUpdate | None = None,
         known: VoiceTask | None = None,
         on_slot: Callable[[], None] = lambda: None,
+        on_task: Callable[[VoiceTask], None] = lambda task: None,
         on_late: Callable[[asyncio.Task[None]], None] = lambda holding: None,
     ) -> VoiceTask:
         """Create the task in a slot of the account and wait for its end.
@@ -196,6 +197,7 @@ class Cloner:
             on_update: Told of each change of the task's status.
             known: The task, if it exists already: nothing is created or published then.
             on_slot: Called when the task has its slot.
+            on_task: Given the task when it is there, and before its end is waited for.
             on_late: Given what holds the slot of a task that outlasts its wait.
 
         Raises:
@@ -207,19 +209,27 @@ class Cloner:
         if task is None:
             task = await self._create_in_slot(request, external_task_id, on_slot)
         elif task.is_done:
+            await self.hosting.discard(external_task_id)
             return task
         else:
             self.slots.hold()
             on_slot()
+        on_task(task)
         began = asyncio.get_running_loop().time()
         try:
             ended = await self._watcher.wait(task, timeout=timeout, on_update=on_update)
         except WaitTimeoutError as error:
             error.external_task_id = external_task_id
-            on_late(self._hold_on(task, began, timeout))
+            if self.closed:
+                self.slots.release()
+            else:
+                on_late(self._hold_on(task, began, timeout))
             raise
-        except BaseException:
+        except BaseException as error:
             self.slots.release()
+            if isinstance(error, KlingError) and error.outcome is None:
+                # The task exists, and whether it becomes a voice is open.
+                error.external_task_id, error.outcome = external_task_id, "unknown"
             raise
         # The slot comes before anything else: the next create waits for it.
         self.slots.release(None if task.is_done else asyncio.get_running_loop().time() - began)
@@ -248,13 +258,14 @@ class Cloner:
         self, request: VoiceRequest, external_task_id: str, on_slot: Callable[[], None]
     ) -> VoiceTask:
         if request.voice_file is None:
+            hosted = None
             creation = self._creation(request, external_task_id, None)
-            telling = await self._acquire(creation)
+            telling = await self._acquire(creation, hosted)
         else:
             async with self._uploads:
                 hosted = await self._publish(request, external_task_id)
                 creation = self._creation(request, external_task_id, hosted)
-                telling = await self._acquire(creation)
+                telling = await self._acquire(creation, hosted)
         on_slot()
         while True:
             # From here on a slot is held, until the answer says else.
@@ -266,8 +277,8 @@ class Cloner:
                 self.slots.slow_down(error.retry_after)
             except BaseException as error:
                 self.slots.release()
-                if isinstance(error, KlingError):
-                    await self._withdraw(creation)
+                if isinstance(error, KlingError | asyncio.CancelledError):
+                    await self._withdraw(creation, hosted)
                 raise
             else:
                 if creation.adopted:
@@ -275,15 +286,19 @@ class Cloner:
                 else:
                     self.slots.accepted(telling)
                 return task
-            telling = await self._acquire(creation, first=True)
+            telling = await self._acquire(creation, hosted, first=True)
 
-    async def _acquire(self, creation: Creation, *, first: bool = False) -> bool:
+    async def _acquire(
+        self, creation: Creation, hosted: str | None, *, first: bool = False
+    ) -> bool:
         try:
             return await self.slots.acquire(first=first)
         except BaseException as error:
             if isinstance(error, KlingError):
                 creation.mark(error)
-            await self._withdraw(creation)
+            else:
+                creation.warn()
+            await self._withdraw(creation, hosted)
             raise
 
     def _creation(

@@ -28,6 +28,12 @@ from kling_voice.transport import Transport
 _log = logging.getLogger("kling_voice")
 
 
+_FOR_GOOD = (
+    "Use another external_task_id, unless this one was used a moment ago: reads may lag behind, so"
+    " call again then."
+)
+
+
 def new_external_task_id() -> str:
     """Make a random external task id: short, and safe in a URL's path."""
     return f"kv-{uuid.uuid4().hex}"
@@ -69,13 +75,17 @@ class Creation:
             self.mark(error)
             raise
         except asyncio.CancelledError:
-            if self.doubtful:
-                _log.warning(
-                    "A create was cancelled in flight; the voice may have been created:"
-                    " create it again with external_task_id=%r to get it",
-                    self.external_task_id,
-                )
+            self.warn()
             raise
+
+    def warn(self) -> None:
+        """Tell the log the id of a create that is cancelled while its outcome is open."""
+        if self.doubtful:
+            _log.warning(
+                "A create was cancelled in flight; the voice may have been created:"
+                " create it again with external_task_id=%r to get it",
+                self.external_task_id,
+            )
 
     def mark(self, error: KlingError) -> None:
         """Write into an error what it means for the voice and the money."""
@@ -147,6 +157,8 @@ class Creation:
                 started=self._started,
             )
         except NotFoundError:
+            if self._transport.retry.attempts == 1:
+                self.doubtful = True  # reads may lag, and one look proves nothing
             raise self._taken("what cannot be read as a custom voice", refusal) from None
         except KlingError:
             self.doubtful = True  # the task exists, and what it is could not be learned
@@ -173,5 +185,5 @@ class Creation:
             http_status=400,
             request_id=told.request_id if told else None,
             # As long as it is open what became of this id, another one could bill twice.
-            hint="Reads may lag behind." if self.doubtful else "Use another external_task_id.",
+            hint="Reads may lag behind." if self.doubtful else _FOR_GOOD,
         )

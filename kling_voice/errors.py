@@ -70,7 +70,13 @@ class ConfigurationError(KlingError, ValueError):
 
 
 class ClientClosedError(KlingError, RuntimeError):
-    """The client was used after ``close()``, or closed while the call was waiting."""
+    """The client was used after ``close()``, or closed while the call was waiting.
+
+    Attributes:
+        sent: Whether the call may have left before.
+    """
+
+    sent = False
 
 
 class InvalidRequestError(KlingError, ValueError):

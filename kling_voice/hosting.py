@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import secrets
 from pathlib import Path
 
 from kling_voice import protocol
@@ -38,14 +39,20 @@ class Hosting:
                 " sample_host=ObjectStoreHost('s3://bucket/prefix') or a host of your own."
             )
         await asyncio.to_thread(inspect_sample, path)
+        # A name of its own: another process with this id may withdraw what it has published.
+        name = f"{external_task_id}-{secrets.token_hex(4)}"
+        failure = None
         try:
-            url = await self._host.publish(Path(path), external_task_id)
+            url = await self._host.publish(Path(path), name)
         except KlingError:
             raise
         except Exception as error:
-            raise SampleError(
-                f"{os.fspath(path)!r}: the sample host failed: {type(error).__name__}."
-            ) from error
+            failure = SampleError(  # its text may quote a signature; ours are known not to
+                f"{os.fspath(path)!r}: the sample host failed with {type(error).__name__}; it may"
+                " raise a SampleError to say more."
+            )
+        if failure is not None:
+            raise failure  # out here, without the host's own error
         try:
             protocol.check_url(url, "voice_url")
         except InvalidRequestError:
@@ -55,14 +62,17 @@ class Hosting:
         self._urls.setdefault(external_task_id, set()).add(url)
         return url
 
-    async def discard(self, external_task_id: str | None) -> None:
-        """Discard the recording of a task that has ended; a failure is logged, not raised."""
+    async def discard(self, external_task_id: str | None, only: str | None = None) -> None:
+        """Discard the recordings of a task, or one of them; a failure is logged, not raised."""
         if self._host is None or external_task_id is None:
             return
-        for url in self._urls.pop(external_task_id, ()):
+        known = self._urls.get(external_task_id, set())
+        for url in [url for url in known if only in (None, url)]:
             try:
                 async with asyncio.timeout(_PATIENCE):
                     await self._host.discard(url)
+            except asyncio.CancelledError:
+                raise  # it is still known, for the next wait
             except Exception as error:
                 _log.warning(
                     "The recording of %s could not be discarded (%s): remove it by hand, or let"
@@ -70,3 +80,6 @@ class Hosting:
                     external_task_id,
                     type(error).__name__,
                 )
+            known.discard(url)
+        if not known:
+            self._urls.pop(external_task_id, None)

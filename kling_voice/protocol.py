@@ -23,6 +23,7 @@ from kling_voice.errors import (
     ApiError,
     AuthenticationError,
     BadRequestError,
+    ClientClosedError,
     ConcurrencyLimitError,
     ConfigurationError,
     ConnectionFailedError,
@@ -572,7 +573,7 @@ def is_transient(error: BaseException) -> bool:
 
 def certainly_not_processed(error: BaseException) -> bool:
     """Tell whether the vendor certainly did not act on a call that failed like this."""
-    if isinstance(error, ConnectionFailedError):
+    if isinstance(error, ConnectionFailedError | ClientClosedError):
         return not error.sent
     return (
         isinstance(error, ApiError)

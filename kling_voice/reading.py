@@ -37,7 +37,7 @@ class Patience:
     @property
     def margin(self) -> float:
         """Seconds within which a read should surely end."""
-        return max(_SMALLEST_MARGIN, 2 * self._usual)
+        return min(self.limit, max(_SMALLEST_MARGIN, 2 * self._usual))
 
     def took(self, seconds: float) -> None:
         """Note how long a read took."""

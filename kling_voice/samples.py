@@ -184,8 +184,9 @@ class SampleHost(Protocol):
 
         Args:
             path: The file.
-            name: What to call it: unique to the request (its ``external_task_id``), the same when
-                it is tried again, and without an extension; the file's is to be kept.
+            name: What to call it: the request's ``external_task_id`` and a random part, so that no
+                process discards what another one has published for the same request. It has no
+                extension; the file's is to be kept.
 
         Raises:
             KlingError: It cannot be published.
@@ -230,7 +231,8 @@ class ObjectStoreHost:
 
     def __init__(self, url: str, *, expires: float = 3600.0, **options: Any) -> None:
         self._url = _bucket_url(url)
-        if isinstance(expires, bool) or not 1 <= expires <= 604800:
+        is_number = isinstance(expires, int | float) and not isinstance(expires, bool)
+        if not is_number or not 1 <= expires <= 604800:
             raise ConfigurationError(
                 f"expires must be 1 to 604800 seconds (a week), not {expires!r}."
             )
@@ -267,14 +269,16 @@ class ObjectStoreHost:
     async def discard(self, url: str) -> None:
         """Delete the object that a signed URL names, expired or not, whichever process made it.
 
+        An object that is gone already, its bucket even, is no error.
+
         Raises:
             SampleError: It is not a URL of this host, or the store cannot be reached; the object
                 is still there.
-            ConfigurationError: The store refuses the credentials, or has no such bucket.
+            ConfigurationError: The store refuses the credentials.
         """
         import obstore
 
-        key = unquote(urlsplit(url).path.rpartition("/")[2])
+        key = unquote(_place(url).rpartition("/")[2])
         try:
             ours = bool(key) and _place(await self._sign(key)) == _place(url)
             if ours:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Self, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -33,6 +34,7 @@ _log = logging.getLogger("kling_voice")
 T = TypeVar("T")
 
 ANSWER_CAP = 8 * 1024 * 1024  # bytes; a page of 1,000 tasks has about half of one MiB
+_A_DAY = 86_400.0  # seconds
 CONNECTIONS = 100  # at once, for a session of our own
 _SHOWN = 300  # characters of a foreign exception's text that an error shows
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
@@ -205,7 +207,8 @@ class Transport:
 
         Args:
             call: What to send.
-            timeout: Seconds for all of it, the body included, if less than the client's.
+            timeout: Seconds for all of it, the body included, if less than the client's. From the
+                second attempt on, queueing for a connection counts: it is what is left of a call.
             number: The attempt's number, for the _log.
 
         Raises:
@@ -216,15 +219,19 @@ class Transport:
         if seconds <= 0:
             raise RequestTimeoutError(f"{call}: no time is left for another attempt.", sent=False)
         attempt = _Attempt(call, number)
-        async with self._gate:
-            self.check_open()  # it may have been closed while the call queued
-            try:
-                with self._deadlines.within(seconds):
-                    return await self._exchange(attempt)
-            except KlingError:
-                raise
-            except Exception as error:
-                failure = self._translate(error, attempt, seconds)
+        whole: AbstractContextManager[object] = nullcontext()
+        if number > 1 and timeout is not None:
+            whole = self._deadlines.within(timeout)
+        try:
+            with whole:
+                async with self._gate:
+                    self.check_open()  # it may have been closed while the call queued
+                    with self._deadlines.within(seconds):
+                        return await self._exchange(attempt)
+        except KlingError:
+            raise
+        except Exception as error:
+            failure = self._translate(error, attempt, seconds)
         # Raised out here, the error has no context: aiohttp's own ones hold the request's headers.
         _log.debug("%s attempt %d: %s", call, number, failure)
         raise failure
@@ -289,12 +296,30 @@ class Transport:
             return response.status, response.headers, await read_capped(response, ANSWER_CAP)
 
     def _translate(self, error: Exception, attempt: _Attempt, seconds: float) -> KlingError:
-        if self.closed:
-            return ClientClosedError("The client was closed while the call was in flight.")
-        if self._session is not None and self._session.closed:
-            return ClientClosedError("The session that the client was given is closed.")
+        if self.closed or (self._session is not None and self._session.closed):
+            whose = "client was" if self.closed else "session that the client was given was"
+            closed = ClientClosedError(f"The {whose} closed while the call was in flight.")
+            closed.sent = attempt.sent
+            return closed
         secrets = self._tokens.secrets
         return translate(error, f"{attempt.call}", seconds, sent=attempt.sent, secrets=secrets)
+
+    async def bounded(self, work: Awaitable[T], what: str, seconds: float | None) -> T:
+        """Do something no longer than the client is open, and within so many seconds.
+
+        Raises:
+            ClientClosedError: The client was closed meanwhile.
+            RequestTimeoutError: The time was up.
+        """
+        try:
+            with self._deadlines.within(_A_DAY if seconds is None else seconds):
+                return await work
+        except KlingError:
+            raise
+        except TimeoutError:
+            if self.closed:
+                raise ClientClosedError(f"{what}: the client was closed.") from None
+            raise RequestTimeoutError(f"{what}: not complete within {seconds:g} s.") from None
 
     # --- many attempts ---
 

@@ -22,6 +22,7 @@ from kling_voice.errors import (
     PermissionDeniedError,
     RateLimitError,
     RequestTimeoutError,
+    ResponseError,
     WaitTimeoutError,
 )
 from kling_voice.models import VoiceTask
@@ -38,6 +39,8 @@ NOT_FOUND_GRACE: Final = 10.0  # seconds for which "not found" is taken for a re
 READS_AT_ONCE: Final = 32  # single queries in flight
 _PROMPT_SPACING = 0.5  # seconds between two looks at one task that unproven callbacks bring about
 _SAME_MOMENT = 0.001  # seconds
+_LONGEST = 1e9  # seconds, 31 years; a longer wait has no deadline
+_CONFIRMS = 8  # looks at a told success before its voices are asked for no more often than usual
 _WORDS_TOLD = 100  # unknown statuses; a vendor who makes up more is not told of
 
 
@@ -57,8 +60,10 @@ class TaskWatcher:
     Args:
         transport: Reads through this.
         schedule: When to look.
-        grace: Seconds from the beginning of a wait during which "not found" is read lag.
+        grace: Seconds from the last sight of a task, or from the beginning of a wait, during which
+            "not found" is read lag.
         kept: Gives a state that a callback told before anyone waited for the task, by either id.
+        attach: Lets callbacks reach the watcher from now on, in the running event loop.
     """
 
     def __init__(
@@ -68,11 +73,13 @@ class TaskWatcher:
         *,
         grace: float = NOT_FOUND_GRACE,
         kept: Callable[[str], VoiceTask | None] = lambda task_id: None,
+        attach: Callable[["TaskWatcher"], None] = lambda watcher: None,
     ) -> None:
         self._transport = transport
         self._schedule = schedule
         self._grace = grace
         self._kept = kept
+        self._attach = attach
         self._watches = Watches()
         # An awaited task is in the agenda, or has its look: in the queue, or under way. It has
         # neither when nobody who waits for it has the time for another look.
@@ -108,6 +115,7 @@ class TaskWatcher:
         Raises:
             WaitTimeoutError: It has not ended within *timeout* seconds.
             ClientClosedError: The client was closed.
+            InvalidRequestError: The id cannot be asked for.
             KlingError: Looking at it failed for good.
         """
         self._transport.check_open()
@@ -117,12 +125,16 @@ class TaskWatcher:
         if known is not None and known.is_done:
             return known
         task_id = task.task_id if isinstance(task, VoiceTask) else task
+        protocol.check_id(task_id, "task")
+        # Here, where the loop is surely the client's own and the client open; and before what was
+        # kept is asked for, so that no callback is missed between the two.
+        self._attach(self)
         waiter = self._enter(task_id, known, timeout, eager=on_update is not None)
         expiry: asyncio.TimerHandle | None = None
         try:
-            if timeout is not None:
+            if waiter.deadline != NEVER:
                 loop = asyncio.get_running_loop()
-                expiry = loop.call_at(waiter.deadline, self._expire, task_id, waiter)
+                expiry = loop.call_at(waiter.deadline, self._expire, waiter)
             while True:
                 while waiter.news:
                     told = waiter.news.pop(0)
@@ -140,41 +152,48 @@ class TaskWatcher:
         finally:
             if expiry is not None:
                 expiry.cancel()
-            self._leave(task_id, waiter)
+            self._leave(waiter)
             waiter.error = None  # its traceback holds the waiter
 
     def _enter(
         self, task_id: str, known: VoiceTask | None, timeout: float | None, *, eager: bool
     ) -> Waiter:
         now = _now()
-        seconds = NEVER if timeout is None else timeout
+        seconds = NEVER if timeout is None or timeout > _LONGEST else timeout
         waiter = Waiter(known, eager=eager, timeout=seconds, deadline=now + seconds)
-        watch = self._watches.open(task_id, now)
-        watch.waiters[waiter] = None
+        watch = self._watches.open(task_id, now, certain=known is not None)
+        watch.join(waiter)
         if watch.task is not None:
             waiter.tell(watch.task)
-        for told in (known, self._kept(task_id)):
-            if told is not None:
-                self._observe(watch, told)
+        if known is not None:
+            self._observe(watch, known)
+        self._recall(watch, task_id)
         if waiter not in watch.waiters:
             return waiter  # what was kept is the end
-        # A state that was just given need not be asked for at once; a mere id tells nothing.
-        if watch.task is None and not watch.looks:
+        # A state that was just given need not be asked for at once. A mere id tells nothing, and
+        # what was kept may be old.
+        if known is None and not watch.looks and watch.look is None:
             due = self._soon(now)
         else:
             due = self._schedule.tick(now, now + self._schedule.interval(watch.looks))
         self._want(watch, self._schedule.clip(now, due, [self._last_look(waiter)]))
         return waiter
 
-    def _leave(self, task_id: str, waiter: Waiter) -> None:
-        watch = self._watches.find(task_id)
-        if watch is not None and waiter in watch.waiters:
+    def _recall(self, watch: Watch, task_id: str) -> None:
+        """Take in what callbacks told of a watch's task before anyone waited for this id of it."""
+        told = self._kept(task_id)
+        if told is not None and not watch.is_of_another(told.task_id):
+            self._observe(watch, told)
+
+    def _leave(self, waiter: Waiter) -> None:
+        watch = waiter.watch
+        if waiter in watch.waiters:
             del watch.waiters[waiter]
             if not watch.waiters:
                 self._forget(watch)
 
-    def _expire(self, task_id: str, waiter: Waiter) -> None:
-        self._leave(task_id, waiter)  # even while it is busy with its on_update
+    def _expire(self, waiter: Waiter) -> None:
+        self._leave(waiter)  # even while it is busy with its on_update
         waiter.expire()
 
     def close(self) -> None:
@@ -203,6 +222,7 @@ class TaskWatcher:
         watch = self._watches.find(task_id, external_task_id)
         if watch is not None:
             spacing = min(_PROMPT_SPACING, self._schedule.period)
+            watch.urgent = True
             self._want(watch, max(self._soon(_now()), watch.looked + spacing))
 
     # --- when to look ---
@@ -305,16 +325,24 @@ class TaskWatcher:
             )
             return
         for watch in list(look.serves):
-            if not isinstance(error, NotFoundError) or watch.looked - watch.began > self._grace:
+            if not isinstance(error, NotFoundError) or watch.looked - watch.seen > self._grace:
                 self._fail(watch, error)
 
     def _looked(self, look: Look, watch: Watch, *, stumbled: bool = False) -> None:
         """Plan the next look at a watch after this one."""
         look.release(watch)
-        hurry = stumbled and not watch.stumbled  # made up for at the next tick, but only once
+        now = _now()
+        watch.confirms += watch.alone
+        # A failure is made up for at the next tick, but only once. A success whose voices do not
+        # show yet is asked for at the next ticks, too.
+        hurry = watch.confirms <= _CONFIRMS if watch.alone else stumbled and not watch.stumbled
         watch.looks += not hurry
         watch.stumbled = stumbled
-        due = min(watch.wanted, self._next_look(watch, _now(), hurry=hurry))
+        due = min(watch.wanted, self._next_look(watch, now, hurry=hurry))
+        if stumbled and due == NEVER:  # it was to be the last look
+            again = self._schedule.tick(now, now + self._schedule.period)
+            if any(again < waiter.deadline for waiter in watch.waiters):
+                due = again
         watch.wanted = NEVER
         self._plan(watch, due)
 
@@ -344,12 +372,16 @@ class TaskWatcher:
         (watch,) = look.serves
         envelope = await self._read(protocol.get_call(watch.ids[0]), self._single_patience)
         task = protocol.read_task(envelope)
-        watch.alone = False
+        if watch.is_of_another(task.task_id):
+            raise ResponseError(
+                f"the query for task {watch.ids[0]} gave task {task.task_id}", http_status=200
+            )
         self._observe(watch, task, certain=True)
 
     async def _look_at_list(self, look: Look) -> None:
         """Look for the look's watches in the list's pages; then let the rest be queried alone."""
         page_num = items = found = depth = 0
+        first: object = None
         page_size = self._list.page_size(len(self._watches))
         while True:
             page_num += 1
@@ -369,6 +401,9 @@ class TaskWatcher:
                     _log.warning("The list cannot be read; tasks are queried alone: %s", error)
                     break
                 page = []  # beyond the last page
+            before, first = first, _first_id(page)
+            if first is not None and first == before:
+                page = []  # it is the same page: the server gives no other
             here = 0
             for item in page:
                 items += 1
@@ -402,6 +437,7 @@ class TaskWatcher:
         watch = self._watches.find(item.get("task_id"), external)
         if watch is None or watch.alone:
             return False
+        watch.seen = _now()
         if watch.task is None or watch.task.task_status != item.get("task_status"):
             try:
                 task = protocol.read_item(item, request_id)
@@ -421,7 +457,7 @@ class TaskWatcher:
         So those that have waited for long come to share their looks, however rare these are.
         """
         now, interval = _now(), self._schedule.interval(watch.looks)
-        if self._agenda.moment(watch) - now <= interval / 2:
+        if not watch.urgent and self._agenda.moment(watch) - now <= interval / 2:
             watch.looks += 1
             self._plan(watch, self._next_look(watch, now))
 
@@ -435,6 +471,8 @@ class TaskWatcher:
             task: The state.
             certain: Whether it comes from a single query, the last word on a task's voices.
         """
+        watch.seen = _now()
+        is_met = task.task_id not in watch.ids  # it was waited for by its external id so far
         for other in self._watches.learn(watch, task):
             self._let_go(other)
             self._watches.merge(watch, other)
@@ -450,6 +488,8 @@ class TaskWatcher:
         watch.tell(task)
         if task.is_done:
             self._forget(watch)
+        elif is_met:
+            self._recall(watch, task.task_id)
 
     def _note(self, task: VoiceTask) -> None:
         """Tell the log of a status that this version does not know; once."""
@@ -479,6 +519,11 @@ class TaskWatcher:
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
+
+
+def _first_id(page: list[Any]) -> object:
+    """Give the ``task_id`` that a raw page of the list begins with, or ``None``."""
+    return page[0].get("task_id") if page and type(page[0]) is dict else None
 
 
 def _timeout_error(task_id: str, waiter: Waiter) -> WaitTimeoutError:

@@ -26,6 +26,7 @@ class Waiter:
     """One call that waits: what it knows, and what it has still to take in.
 
     Attributes:
+        watch: What it waits with.
         last: The last state that it knows.
         eager: Whether it wants every change, or only the end.
         timeout: Seconds that it waits in all.
@@ -35,7 +36,19 @@ class Waiter:
         expired: Whether its deadline has come.
     """
 
-    __slots__ = ("_future", "deadline", "eager", "error", "expired", "last", "news", "timeout")
+    __slots__ = (
+        "_future",
+        "deadline",
+        "eager",
+        "error",
+        "expired",
+        "last",
+        "news",
+        "timeout",
+        "watch",
+    )
+
+    watch: "Watch"
 
     def __init__(
         self, last: VoiceTask | None, *, eager: bool, timeout: float, deadline: float
@@ -87,12 +100,16 @@ class Watch:
 
     Attributes:
         ids: What it is known by; the first one is the one to ask by.
-        began: When the first one began to wait, by the event loop's clock.
+        seen: When its task was last told of, at first when the first one began to wait; by the
+            event loop's clock.
         task: Its last known state.
         waiters: Those who wait for it.
         looks: How often it was looked at.
         looked: When the last look began.
-        alone: Whether a list page will not do, so that the next look is a single query.
+        alone: Whether its task is said to have succeeded, so that a single query is to show its
+            voices: a list page will not do.
+        confirms: How often it was looked at for that.
+        urgent: Whether a callback asks for a look; another one's list may be older than that.
         stumbled: Whether the last look failed.
         look: The look that it is in the queue for, or that is under way.
         wanted: When it should be looked at again after that.
@@ -100,28 +117,42 @@ class Watch:
 
     __slots__ = (
         "alone",
-        "began",
+        "confirms",
         "ids",
         "look",
         "looked",
         "looks",
+        "seen",
         "stumbled",
         "task",
+        "urgent",
         "waiters",
         "wanted",
     )
 
     def __init__(self, task_id: str, now: float) -> None:
         self.ids: list[str] = [task_id]
-        self.began: float = now
+        self.seen: float = now
         self.task: VoiceTask | None = None
         self.waiters: dict[Waiter, None] = {}
         self.looks: int = 0
         self.looked: float = -NEVER
         self.alone: bool = False
+        self.confirms: int = 0
+        self.urgent: bool = False
         self.stumbled: bool = False
         self.look: Look | None = None
         self.wanted: float = NEVER
+
+    def join(self, waiter: Waiter) -> None:
+        """Let someone wait for it."""
+        self.waiters[waiter] = None
+        waiter.watch = self
+
+    def is_of_another(self, task_id: object) -> bool:
+        """Tell whether it is surely not of the task with this ``task_id``."""
+        known = self.task.task_id if self.task is not None else None
+        return bool(known and task_id) and known != task_id
 
     def tell(self, task: VoiceTask) -> None:
         """Take in a state, and tell all who wait."""
@@ -131,8 +162,9 @@ class Watch:
 
     def absorb(self, other: "Watch") -> None:
         """Take over another watch, which has turned out to be of the same task."""
-        self.began = min(self.began, other.began)
-        self.waiters |= other.waiters
+        self.seen = max(self.seen, other.seen)
+        for waiter in other.waiters:
+            self.join(waiter)
         if other.task is not None and follows(self.task, other.task):
             self.tell(other.task)
         elif self.task is not None:
@@ -155,6 +187,7 @@ class Look:
         for watch in watches:
             watch.look = self
             watch.looked = now
+            watch.urgent = False
 
     def release(self, watch: Watch) -> None:
         """Serve a watch no longer."""
@@ -169,7 +202,11 @@ class Look:
 
 
 class Watches:
-    """All the tasks that someone waits for."""
+    """All the tasks that someone waits for.
+
+    One task's external id may be another's ``task_id``: then the id is the other one's, and what is
+    of the one task never goes to the watch of the other.
+    """
 
     def __init__(self) -> None:
         self._by_id: dict[str, Watch] = {}  # by either kind of id
@@ -181,30 +218,51 @@ class Watches:
     def __iter__(self) -> Iterator[Watch]:
         return iter(list(dict.fromkeys(self._by_id.values())))
 
-    def find(self, *ids: object) -> Watch | None:
-        """Give the watch of a task that bears one of some ids, if there is one."""
-        for task_id in ids:
-            if isinstance(task_id, str) and (watch := self._by_id.get(task_id)) is not None:
+    def find(self, task_id: object, external_task_id: object = None) -> Watch | None:
+        """Give the watch of the task that bears these ids, if there is one."""
+        for one in (task_id, external_task_id):
+            if (
+                isinstance(one, str)
+                and (watch := self._by_id.get(one)) is not None
+                and not watch.is_of_another(task_id)
+            ):
                 return watch
         return None
 
-    def open(self, task_id: str, now: float) -> Watch:
-        """Give the watch of a task, a new one if there is none."""
+    def open(self, task_id: str, now: float, *, certain: bool = False) -> Watch:
+        """Give the watch of a task, a new one if there is none.
+
+        Args:
+            task_id: Either id of it.
+            now: This moment.
+            certain: Whether that is its ``task_id``.
+        """
+        if certain:
+            self._claim(task_id)
         watch = self._by_id.get(task_id)
         if watch is None:
             watch = self._by_id[task_id] = Watch(task_id, now)
             self._count += 1
         return watch
 
+    def _claim(self, task_id: str) -> None:
+        """Take a ``task_id`` from the watch of a task whose external id is the same."""
+        watch = self._by_id.get(task_id)
+        if watch is not None and watch.is_of_another(task_id):
+            watch.ids.remove(task_id)
+            del self._by_id[task_id]
+
     def learn(self, watch: Watch, task: VoiceTask) -> list[Watch]:
         """Note both ids of a watch's task; give other watches that are of the same task."""
+        self._claim(task.task_id)
         others: dict[Watch, None] = {}
         for task_id in (task.task_id, task.external_task_id):
             if not task_id:  # an empty external id is none; as an id it would make all tasks one
                 continue
             other = self._by_id.setdefault(task_id, watch)
             if other is not watch:
-                others[other] = None
+                if not other.is_of_another(task.task_id):
+                    others[other] = None
             elif task_id not in watch.ids:
                 watch.ids.append(task_id)
         return list(others)

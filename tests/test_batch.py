@@ -1244,6 +1244,29 @@ async def test_what_was_accepted_goes_on_and_is_found() -> None:
         assert_each_once(emulator, 4)
 
 
+async def test_a_list_that_is_forbidden_is_done_without() -> None:
+    """A permission may be missing for it alone; what exists is then refused and adopted."""
+    faults = Faults(script={"list": dict.fromkeys(range(1, 99), 1103)})
+    with emulating(faults=faults) as emulator:
+        async with client_of(emulator) as kling:
+            for _ in range(2):
+                results = await all_of(kling.clone_voices(requests(3), batch_id="cast"))
+                assert names(results) == expected(3)
+        assert_each_once(emulator, 3)
+
+
+async def test_a_name_that_is_no_text_is_its_requests_own_error() -> None:
+    """Even where a task with the request's id exists."""
+    wrong: Any = None
+    with emulating() as emulator:
+        async with client_of(emulator) as kling:
+            await kling.clone_voice("Ada", voice_url=url(1), external_task_id="mine")
+            asked = [VoiceRequest(wrong, voice_url=url(1), external_task_id="mine")]
+            (result,) = await all_of(kling.clone_voices(asked, batch_id="cast"))
+        assert isinstance(result.error, InvalidRequestError)
+        assert (result.error.field, result.error.outcome) == ("voice_name", "not_created")
+
+
 async def test_a_closed_client_refuses_a_batch() -> None:
     """Whether it was closed before the batch was made, or before it was begun."""
     with emulating() as emulator:

@@ -5,11 +5,12 @@ import base64
 import gzip
 import inspect
 import json
+import re
 import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableMapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -25,11 +26,14 @@ from standardwebhooks import Webhook
 from kling_voice import (
     CallbackError,
     CallbackReceiver,
+    ClientClosedError,
     ConfigurationError,
     KlingVoiceClient,
     PollingPolicy,
     TaskStatus,
+    VoiceRequest,
     VoiceTask,
+    WaitTimeoutError,
 )
 from kling_voice import callbacks as callbacks_module
 from kling_voice.callbacks import KEPT, REMEMBERED
@@ -157,7 +161,7 @@ def receiver() -> CallbackReceiver:
 
 
 @pytest.fixture
-def listener(receiver: CallbackReceiver) -> Listener:
+async def listener(receiver: CallbackReceiver) -> Listener:
     listener = Listener()
     receiver.attach(listener)
     return listener
@@ -216,6 +220,20 @@ class TestSettings:
         """The prefix and the padding of a secret may be missing."""
         body = encode(LEGACY)
         assert CallbackReceiver(secret).parse(body, signed(body)).task_id == "task-1"
+
+    @pytest.mark.parametrize("length", range(1, 66))
+    def test_secrets_of_any_length(self, length: int) -> None:
+        """A secret may have any number of bytes, and be told without its padding."""
+        secret = base64.b64encode(bytes(range(length))).decode()
+        body = encode(LEGACY)
+        headers = signed(body, secret=secret)
+        assert CallbackReceiver(secret.rstrip("=")).parse(body, headers).task_id == "task-1"
+
+    @pytest.mark.parametrize("secret", [5, True, SECRET.encode(), [SECRET]])
+    def test_a_secret_that_is_no_text(self, secret: Any) -> None:
+        """It is refused as a setting: no key is made up in its place."""
+        with pytest.raises(ConfigurationError, match="webhook secret"):
+            CallbackReceiver(secret)
 
     @pytest.mark.parametrize("url", ["", "example.com/kling", "ftp://example.com/", "https://"])
     def test_unusable_public_url(self, url: str) -> None:
@@ -582,9 +600,13 @@ class TestFuzz:
         """Without a secret, a callback prompts by sane ids or is unreadable, and nothing else."""
 
         receiver, listener, reason = CallbackReceiver(), Listener(), None
-        receiver.attach(listener)
+
+        async def take() -> None:
+            receiver.attach(listener)
+            await receiver.receive(body, {})
+
         try:
-            asyncio.run(receiver.receive(body, {}))
+            asyncio.run(take())
         except CallbackError as error:
             reason = error.reason
         assert reason == (None if listener.prompted else "unreadable")
@@ -730,6 +752,18 @@ class TestDelivery:
         await receive(receiver, state("submitted", "task-3"))
         assert not receiver._task_ids
 
+    async def test_external_ids_that_are_empty(
+        self, receiver: CallbackReceiver, listener: Listener, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A vendor may spell "no external id" as an empty string; it is forgotten like others."""
+        monkeypatch.setattr(callbacks_module, "KEPT", 1)
+        info = {"external_task_id": ""}
+        await receive(receiver, state("submitted", task_info=info))
+        await receive(receiver, state("processing", task_info=info))
+        await receive(receiver, state("submitted", "task-2"))
+        assert listener.statuses == ["submitted", "processing", "submitted"]
+        assert not receiver._task_ids
+
     async def test_several_clients(self, receiver: CallbackReceiver, listener: Listener) -> None:
         """Every attached client is told, once, until it is detached."""
         other = Listener()
@@ -752,15 +786,22 @@ class TestDelivery:
         assert listener.statuses == ["failed"]
         assert listener.threads == {threading.get_ident()}
 
-    async def test_attached_again_outside_of_a_loop(
-        self, receiver: CallbackReceiver, listener: Listener
+    async def test_client_that_fails(
+        self,
+        receiver: CallbackReceiver,
+        listener: Listener,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """A client that has its loop keeps it, though it is attached again where there is none."""
-        await asyncio.to_thread(receiver.attach, listener)
-        await asyncio.to_thread(lambda: asyncio.run(receive(receiver, state("failed"))))
-        await asyncio.sleep(0)
-        assert listener.statuses == ["failed"]
-        assert listener.threads == {threading.get_ident()}
+        """A client that fails to take a callback in costs the others nothing, and is logged."""
+        monkeypatch.setattr(listener, "deliver", lambda task: 1 / 0)
+        other = Listener()
+        receiver.attach(other)
+        await receive(receiver, state("failed"))
+        assert other.statuses == ["failed"]
+        (record,) = caplog.records
+        assert record.levelname == "ERROR"
+        assert record.exc_info
 
     def test_loop_that_has_ended(self) -> None:
         """A client whose loop is gone harms neither the callback nor the other clients."""
@@ -777,26 +818,6 @@ class TestDelivery:
         asyncio.run(take())
         assert not gone.delivered
         assert here.statuses == ["failed"]
-
-    def test_attached_before_there_is_a_loop(self) -> None:
-        """A client made outside of a loop is told where callbacks come in, then in its own loop."""
-        receiver, listener = CallbackReceiver(SECRET), Listener()
-        receiver.attach(listener)
-        asyncio.run(receive(receiver, state("submitted")))
-        assert listener.statuses == ["submitted"]
-
-        async def live() -> None:
-            receiver.attach(listener)
-            thread = threading.Thread(
-                target=lambda: asyncio.run(receive(receiver, state("processing")))
-            )
-            thread.start()
-            thread.join()
-            assert listener.statuses == ["submitted"]
-            await asyncio.sleep(0)
-            assert listener.statuses == ["submitted", "processing"]
-
-        asyncio.run(live())
 
     @pytest.mark.parametrize(
         ("known", "told", "taken"),
@@ -954,6 +975,7 @@ class TestAiohttpHandler:
             async with session.get(url) as response:
                 assert response.status == 405
                 assert response.headers["Allow"] == "POST"
+                assert await response.text() == "Callbacks come by POST."
         assert listener.statuses == ["succeed"]
 
     @pytest.mark.parametrize("client_max_size", [10, 0, 1024**3])
@@ -976,14 +998,18 @@ class TestAiohttpHandler:
             assert sent < 10 * BODY_CAP
             assert await post(url, body, signed(body)) == 200
 
-    async def test_packed_body(self, receiver: CallbackReceiver) -> None:
-        """A body that unpacks beyond the cap is too large; a broken packing is unreadable."""
+    async def test_packed_body(
+        self, receiver: CallbackReceiver, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A body that unpacks beyond the cap is too large; a broken packing is told in the log."""
         headers = {"Content-Encoding": "gzip"}
         body = encode(LEGACY)
         async with serving(receiver) as url:
             assert await post(url, gzip.compress(body), {**headers, **signed(body)}) == 200
             assert await post(url, gzip.compress(bytes(20 * BODY_CAP)), headers) == 413
             assert await post(url, b"not packed", headers) == 400
+        why = re.compile(r"The callback is not readable: its body broke off \(\w+Error\)\.")
+        assert any(why.fullmatch(message) for message in caplog.messages)
 
     async def test_body_that_a_middleware_has_read(self, receiver: CallbackReceiver) -> None:
         """A middleware may read the body first."""
@@ -1026,7 +1052,7 @@ class TestAiohttpHandler:
         body = encode(LEGACY)
         async with serving(receiver) as url:
             assert await post(url, body, signed(body, secret=OTHER_SECRET)) == 401
-        assert "not authentic" in caplog.text
+        assert caplog.messages[0].startswith("The callback is not authentic: the signature does")
         assert "sign=secret" not in caplog.text
         assert SECRET.removeprefix("whsec_") not in caplog.text
 
@@ -1354,6 +1380,32 @@ class TestEndToEnd:
             assert (await wait).voice is not None
             assert stage.reads == 0
 
+    async def test_refused_wait_in_another_loop(self) -> None:
+        """A wait that is refused, being in a second loop, takes no callback from the first one."""
+        async with staged(callback_drop=1.0) as stage, asyncio.timeout(5):
+            task = await stage.create()
+            wait = asyncio.create_task(stage.kling.wait_for_task(task))
+            await asyncio.sleep(0.02)
+
+            async def mistaken() -> None:
+                with pytest.raises(ConfigurationError):
+                    await stage.kling.wait_for_task(task)
+                await receive(stage.receiver, body)
+
+            body = state("succeed", task.task_id, task_result=LEGACY["task_result"])
+            await asyncio.to_thread(lambda: asyncio.run(mistaken()))
+            assert (await wait).voice is not None
+            assert stage.reads == 0
+
+    async def test_batch_made_outside_of_its_loop(self) -> None:
+        """A batch takes its callbacks in where it runs, wherever clone_voices was called."""
+        async with staged() as stage, asyncio.timeout(5):
+            request = VoiceRequest("Ada", voice_url="https://example.com/ada.mp3")
+            batch = await asyncio.to_thread(stage.kling.clone_voices, [request])
+            async with aclosing(batch) as results:
+                assert [bool(result.voice) async for result in results] == [True]
+            assert stage.reads == 0
+
     async def test_own_callback_url_wins(self, receiver: CallbackReceiver) -> None:
         """A create's own callback_url goes before the receiver's."""
         async with staged() as stage, serving(receiver) as url, asyncio.timeout(5):
@@ -1367,7 +1419,15 @@ class TestEndToEnd:
         """After close() the receiver no longer holds the client, and still takes callbacks in."""
         async with staged() as stage:
             task = await stage.create()
+            assert not stage.receiver._watchers
+            with pytest.raises(WaitTimeoutError):
+                await stage.kling.wait_for_task(task, timeout=0)
+            assert stage.receiver._watchers
             await stage.kling.close()
+            assert not stage.receiver._watchers
+            with pytest.raises(ClientClosedError):
+                await stage.kling.wait_for_task(task)
+            stage.kling.clone_voices([])
             assert not stage.receiver._watchers
             await stage.until(
                 lambda: (kept := stage.receiver.kept(task.task_id)) is not None and kept.is_done

@@ -3,9 +3,11 @@
 import asyncio
 import inspect
 import logging
+import os
 import re
 from collections.abc import Awaitable, Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,6 +31,7 @@ from kling_voice import (
     PollingPolicy,
     RetryPolicy,
     TaskStatus,
+    Voice,
     VoiceTask,
 )
 from kling_voice.emulator import ALL, CALLS, Emulator, Fault, Faults
@@ -36,6 +39,7 @@ from kling_voice.emulator.codes import CODES
 from kling_voice.errors import (
     ApiError,
     BadRequestError,
+    ClientClosedError,
     ConcurrencyLimitError,
     ConfigurationError,
     ConnectionFailedError,
@@ -508,12 +512,17 @@ async def test_arguments_are_checked_before_anything_is_sent(
         {"base_url": "http://api-singapore.klingai.com"},
         {"credentials": "key"},
         {"credentials": ("id", "secret")},
+        {"retry": 3},
+        {"polling": 5},
+        {"session": "https://example.com"},
+        {"callbacks": "https://app.example.com/kling"},
+        {"sample_host": "s3://bucket/prefix"},
     ],
     ids=repr,
 )
 def test_unusable_settings(options: dict[str, Any]) -> None:
-    """A setting that cannot work is told when the client is made, before any request."""
-    with pytest.raises(ConfigurationError):
+    """A setting that cannot work is told by its name when the client is made."""
+    with pytest.raises(ConfigurationError, match=next(iter(options))):
         KlingVoiceClient(**{"credentials": ApiKey("key"), **options})
 
 
@@ -537,6 +546,68 @@ def test_unusable_policies(kind: Callable[..., object], options: dict[str, Any])
     """A policy out of its range is a ConfigurationError that names the number."""
     with pytest.raises(ConfigurationError, match=rf"Policy\.{next(iter(options))} must be"):
         kind(**options)
+
+
+async def test_what_is_no_function_is_refused_first(
+    make_client: MakeClient, emulator: Emulator
+) -> None:
+    """An ``on_update`` that cannot be called is told before a voice is created."""
+    client = make_client(emulator)
+    wrong: Any = "print"
+    for call in (
+        lambda: client.clone_voice("Ada", voice_url=SAMPLE, on_update=wrong),
+        lambda: client.wait_for_task("1", on_update=wrong),
+        lambda: anext(client.clone_voices([], on_update=wrong)),
+    ):
+        with pytest.raises(InvalidRequestError) as caught:
+            await call()
+        assert caught.value.field == "on_update"
+    assert emulator.created == 0
+
+
+async def test_a_download_of_what_is_no_voice(make_client: MakeClient, emulator: Emulator) -> None:
+    """An id, say, is refused by the argument's name."""
+    wrong: Any = "829877301929783311"
+    with pytest.raises(InvalidRequestError, match="voice must be a Voice") as caught:
+        await make_client(emulator).download_trial(wrong, "ada.mp3")
+    assert caught.value.field == "voice"
+
+
+async def test_a_download_ends_with_its_client(tmp_path: Path) -> None:
+    """And leaves no half file."""
+
+    async def drip(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        while True:
+            writer.write(b"x")
+            await asyncio.sleep(0.05)
+
+    async with Server([drip]) as server:
+        client = KlingVoiceClient(ApiKey("key"), base_url=server.base_url)
+        voice = Voice("1", trial_url=f"{server.base_url}/ada.mp3")
+        call = asyncio.create_task(client.download_trial(voice, tmp_path / "ada.mp3"))
+        await asyncio.sleep(0.2)
+        await client.close()
+        with pytest.raises(ClientClosedError):
+            await call
+    assert os.listdir(tmp_path) == []
+
+
+async def test_a_further_attempt_of_a_download_ends_in_time(tmp_path: Path) -> None:
+    """The retry policy bounds it, however its bytes drip."""
+
+    async def drip(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        while True:
+            writer.write(b"x")
+            await asyncio.sleep(0.05)
+
+    async with Server([response(b"busy", 503), drip]) as server:
+        brief = RetryPolicy(attempts=2, initial=0.01, max_elapsed=0.4)
+        async with KlingVoiceClient(ApiKey("key"), base_url=server.base_url, retry=brief) as client:
+            voice = Voice("1", trial_url=f"{server.base_url}/ada.mp3")
+            with pytest.raises(RequestTimeoutError, match="A trial's download"):
+                await client.download_trial(voice, tmp_path / "ada.mp3")
 
 
 def test_policies_by_the_contract() -> None:

@@ -297,7 +297,7 @@ async def test_an_id_that_something_else_holds(make_client: MakeClient) -> None:
         assert error.code == 1201
         assert error.outcome == "not_created"
         assert "'mine' is taken" in str(error)
-        assert "Use another external_task_id." in str(error)
+        assert "Use another external_task_id" in str(error)
         assert emulator.created == 0
         assert emulator.requests.total() == 1 + BRISK.attempts
 

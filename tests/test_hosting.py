@@ -14,18 +14,57 @@ from kling_voice.hosting import Hosting
 
 
 async def test_a_recording_is_published_by_its_task_and_discarded_once() -> None:
-    """Under the external id, so that another try of the same create overwrites it."""
+    """Each try under a name of its own; its task's end discards them all."""
     shelf = Shelf()
     hosting = Hosting(shelf)
 
-    link = await hosting.publish(str(ADA), "kv-1")
-    await hosting.publish(ADA, "kv-1")
+    links = {await hosting.publish(path, "kv-1") for path in (str(ADA), ADA)}
 
-    assert link == "https://shelf.example/kv-1.mp3"
-    assert shelf.shown == {link}
+    assert len(links) == 2
+    assert all(link.startswith("https://shelf.example/kv-1-") for link in links)
+    assert shelf.shown == links
     await hosting.discard("kv-1")
     await hosting.discard("kv-1")
-    assert shelf.discarded == [link]
+    assert sorted(shelf.discarded) == sorted(links)
+
+
+async def test_what_is_withdrawn_leaves_the_other_tries_alone() -> None:
+    """The same task may still be fetched from another one."""
+    shelf = Shelf()
+    hosting = Hosting(shelf)
+    mine, other = [await hosting.publish(ADA, "kv-1") for _ in range(2)]
+
+    await hosting.discard("kv-1", mine)
+
+    assert shelf.shown == {other}
+    await hosting.discard("kv-1")
+    assert shelf.shown == set()
+
+
+async def test_a_cancelled_discard_is_made_up_for() -> None:
+    """What may still be shown is discarded at the next opportunity."""
+
+    class Slow(Shelf):
+        def __init__(self) -> None:
+            super().__init__()
+            self.works = asyncio.Event()
+
+        async def discard(self, url: str) -> None:
+            await self.works.wait()
+            await super().discard(url)
+
+    shelf = Slow()
+    hosting = Hosting(shelf)
+    await hosting.publish(ADA, "kv-1")
+    task = asyncio.create_task(hosting.discard("kv-1"))
+    await asyncio.sleep(0.02)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    shelf.works.set()
+
+    await hosting.discard("kv-1")
+
+    assert shelf.shown == set()
 
 
 async def test_every_link_that_was_given_is_discarded() -> None:
@@ -99,6 +138,7 @@ async def test_a_host_that_fails_is_a_sample_error() -> None:
         await Hosting(Broken(ValueError("secret"))).publish(ADA, "kv-1")
 
     assert "secret" not in str(caught.value)
+    assert caught.value.__cause__ is caught.value.__context__ is None
 
 
 async def test_an_error_of_this_package_is_passed_on() -> None:

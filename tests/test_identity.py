@@ -1,5 +1,6 @@
 """Derived ids: the same for the same request in every run, and different for any other."""
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -137,9 +138,21 @@ def test_a_file_that_cannot_be_read_is_a_sample_error(tmp_path: Path) -> None:
             default_key(VoiceRequest("Ada", voice_file=bad))
 
 
+def test_why_a_file_cannot_be_read_is_told(tmp_path: Path) -> None:
+    """In the system's words, or that it is no file at all."""
+    missing = tmp_path / "missing.mp3"
+
+    with pytest.raises(SampleError) as caught:
+        default_key(VoiceRequest("Ada", voice_file=missing))
+    assert str(caught.value) == f"{str(missing)!r} cannot be read: {os.strerror(errno.ENOENT)}."
+
+    with pytest.raises(SampleError, match=f"{tmp_path}.* not a regular file"):
+        default_key(VoiceRequest("Ada", voice_file=tmp_path))
+
+
 def test_a_request_without_a_source_has_no_key() -> None:
-    """It could not be created either."""
-    with pytest.raises(InvalidRequestError) as caught:
+    """It could not be created either; the error names what may be given."""
+    with pytest.raises(InvalidRequestError, match="voice_url, video_id and voice_file") as caught:
         default_key(VoiceRequest("Ada"))
 
     assert caught.value.field == "source"
@@ -151,3 +164,15 @@ def test_bad_data_has_a_key_all_the_same() -> None:
     source: Any
     for name, source in ((None, URL), (7, 8), ("\ud800", "\ud800")):
         assert default_key(VoiceRequest(name, voice_url=source))
+
+
+def test_requests_with_different_bad_names_have_different_keys() -> None:
+    """Each is refused as itself, and not taken for the other one again."""
+    names: list[Any] = [None, 7, ["Ada"], "Ada"]
+
+    assert len({default_key(VoiceRequest(name, voice_url=URL)) for name in names}) == len(names)
+
+
+def test_remembering_a_request_takes_a_few_bytes() -> None:
+    """A batch of a million requests remembers each one."""
+    assert len(seen_digest(derived_id("batch", "key"))) == 10

@@ -295,7 +295,7 @@ def test_an_unknown_status_survives(word: str) -> None:
 
 
 @pytest.mark.parametrize("value", [None, 1, b"succeed"])
-def test_only_a_word_is_a_status(value: object) -> None:
+def test_only_a_word_is_a_status(value: Any) -> None:
     """What is no string is refused, never made into a status."""
     with pytest.raises(ValueError, match="is not a valid TaskStatus"):
         TaskStatus(value)

@@ -226,7 +226,8 @@ def test_an_id_is_one_segment(task_id: str) -> None:
 )
 def test_ids_are_encoded(task_id: str, segment: str) -> None:
     """Ids with characters of their own meaning in URLs are encoded once."""
-    assert get_call(task_id).target == f"/v1/general/custom-voices/{segment}"
+    call = get_call(task_id)
+    assert (call.method, call.target) == ("GET", f"/v1/general/custom-voices/{segment}")
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 1001, 1.0, True, "1", None, 10**30])
@@ -404,6 +405,16 @@ def test_success() -> None:
     assert read_envelope(201, {}, answer()) == Envelope(None, "req-1")
     assert read_envelope(200, {}, b'{"code":0}') == Envelope(None, None)
     assert read_envelope(200, {}, answer(request_id=5, message=None)).request_id is None
+
+
+def test_tasks_name_the_request_that_told_of_them() -> None:
+    """Each task, alone or in a list, has the answer's request id, whatever it claims itself."""
+    first = {"task_id": "1", "task_status": "submitted", "request_id": "its own"}
+    second = {"task_id": "2", "task_status": "submitted"}
+    assert read_task(Envelope(dict(first), "req-1")).request_id == "req-1"
+    assert [
+        (task.task_id, task.request_id) for task in read_tasks(Envelope([first, second], "req-2"))
+    ] == [("1", "req-2"), ("2", "req-2")]
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,13 @@ class TestPatience:
             patience.took(60.0)
         assert patience.limit == 10.0
 
+    def test_no_read_needs_more_time_than_it_gets(self) -> None:
+        """However slow the reads were, the margin is no longer than one of them may take."""
+        patience = Patience()
+        for _ in range(50):
+            patience.took(60.0)
+        assert patience.margin == patience.limit
+
     def test_what_was_given_up_may_only_be_slow(self) -> None:
         """Each read that is given up gets the next one some more time, up to a limit."""
         patience = Patience()

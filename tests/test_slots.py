@@ -171,8 +171,10 @@ def opened(limit: int, *, window: Window | None = None) -> tuple[Window, int, in
     flying = held = trips = refusals = 0
     while not window.learned:
         trips += 1
+        assert trips < 100
         while window.allows(held + flying, 0.0):
             flying += 1
+            assert flying <= 2 * limit + 8
             assert window.taken(held + flying, 0.0)
         for _ in range(flying):
             if held < limit:
@@ -196,11 +198,12 @@ def test_a_window_finds_the_limit_in_a_few_round_trips(limit: int) -> None:
     assert refusals <= 4 + limit / 4
 
 
-def test_a_window_that_is_not_used_does_not_open() -> None:
-    """Creates that come one at a time tell nothing of the limit."""
+@pytest.mark.parametrize("held", [1, 2])
+def test_a_window_that_is_not_used_does_not_open(held: int) -> None:
+    """Creates that fill half of it at most, such as one at a time, tell nothing of the limit."""
     window = Window()
     for _ in range(100):
-        window.accepted(1, 0.0, telling=window.taken(1, 0.0))
+        window.accepted(held, 0.0, telling=window.taken(held, 0.0))
 
     assert window.size == 4
     assert not window.learned
@@ -231,6 +234,15 @@ def ended(window: Window, count: int, *, seconds: float = LIFE) -> None:
     """Let tasks end; what is owed to others is not what such a test is about."""
     for _ in range(count):
         window.ended(seconds, 0.0)
+
+
+def let_go_until_one_is_left(window: Window, held: int, moment: float) -> None:
+    """Let tasks end, and others take their places, until a slot is left to other processes."""
+    for _ in range(1000):
+        if not window.allows(held - 1, moment):
+            return
+        window.ended(LIFE, moment)
+    pytest.fail("no slot was ever left")
 
 
 def test_one_create_is_tried_beyond_the_window_after_two_lives_of_a_task() -> None:
@@ -273,6 +285,38 @@ def test_a_create_beyond_the_window_that_is_accepted_opens_it_again() -> None:
     assert window.size > 6
 
 
+@pytest.mark.parametrize(("held", "lives"), [(7, 4), (8, 2)])
+def test_after_a_find_of_real_room_the_next_try_is_soon(held: int, lives: int) -> None:
+    """Two slots more than five may be tasks whose ends were not seen yet; three are more room."""
+    window, _, _ = opened(5)
+    ended(window, 1)
+    window.accepted(6, 2 * LIFE, telling=window.taken(6, 2 * LIFE))
+
+    window.refused(held, 3 * LIFE)
+
+    assert window.wakes_at(3 * LIFE) - 3 * LIFE == pytest.approx(lives * LIFE)
+
+
+def test_one_long_task_is_no_rule() -> None:
+    """The first task tells how long they live; each further one moves that by an eighth."""
+    window = Window()
+    window.ended(8.0, 0.0)
+    assert window.task_seconds == 8.0
+    window.ended(80.0, 0.0)
+    assert window.task_seconds == 17.0
+
+
+def test_a_refusal_long_after_a_create_beyond_the_window_shows_others() -> None:
+    """What was accepted then had its slot: who refuses it now is another process."""
+    window, _, _ = opened(5)
+    ended(window, 1)
+
+    window.accepted(6, 2 * LIFE, telling=window.taken(6, 2 * LIFE))
+    window.refused(5, 4 * LIFE)
+
+    assert window.contested
+
+
 def test_a_refill_that_is_accepted_says_nothing_of_a_create_beyond_the_window() -> None:
     """Its answer may come first, and is not the answer that is waited for."""
     window, _, _ = opened(5)
@@ -307,6 +351,27 @@ def test_tasks_found_in_flight_widen_the_window() -> None:
     assert fresh.size == 34
 
 
+def test_where_tasks_were_found_a_refill_tells_of_the_limit_only_if_that_is_unknown() -> None:
+    """A found task has its slot: the next one in it shows no more room than is known of."""
+    fresh, (learned, _, _) = Window(), opened(5)
+    for held in range(1, 31):
+        fresh.found(held)
+        learned.found(held)
+
+    assert fresh.taken(30, 0.0)
+    assert not learned.taken(30, 0.0)
+
+
+def test_after_a_slot_was_left_to_others_the_next_try_is_waited_for() -> None:
+    """From the very moment on, else nothing would wake up who waits for the try."""
+    window, _, _ = opened(5)
+    let_go_until_one_is_left(window, 5, 0.0)
+    left_until = window.wakes_at(0.0)
+
+    assert left_until == 3.0
+    assert window.wakes_at(left_until) == pytest.approx(2 * LIFE)
+
+
 def test_a_slot_is_left_to_others_now_and_then() -> None:
     """A five-hundredth of the slots' time, in pieces longer than others' backoff."""
     window, _, _ = opened(5)
@@ -328,6 +393,27 @@ def test_a_slot_is_left_to_others_now_and_then() -> None:
     assert not window.contested
 
 
+def test_nothing_is_left_to_others_before_the_limit_is_known() -> None:
+    """While it is looked for, a slot that is left idle would only slow the search."""
+    window = Window()
+    for _ in range(1000):
+        window.ended(LIFE, 0.0)
+        assert window.allows(3, 0.0)
+
+
+def test_a_slot_that_was_left_and_is_gone_shows_that_there_are_others() -> None:
+    """Even if the create that is refused goes at the very moment when it may go again."""
+    window, _, _ = opened(5)
+    let_go_until_one_is_left(window, 5, 0.0)
+    moment = window.wakes_at(0.0)
+
+    window.taken(5, moment)
+    window.refused(4, moment)
+
+    assert window.contested
+    assert window.size == 4
+
+
 def test_a_slot_that_was_taken_shows_that_there_are_others() -> None:
     """More is left to them then: a twentieth of the time, for two lives of a task each."""
     window, _, _ = opened(5)
@@ -341,6 +427,7 @@ def test_a_slot_that_was_taken_shows_that_there_are_others() -> None:
     moment, count = 2 * LIFE, 0
     while window.allows(3, moment):
         count += 1
+        assert count < 100
         window.ended(LIFE, moment)
     assert window.wakes_at(moment) - moment == pytest.approx(2 * LIFE)
     assert count == pytest.approx(2 / 0.05, abs=2)
@@ -354,8 +441,7 @@ def test_what_nobody_takes_shows_that_the_others_have_gone() -> None:
     moment = 0.0
     for left in range(3):
         assert window.contested, left
-        while window.allows(4, moment):
-            window.ended(LIFE, moment)
+        let_go_until_one_is_left(window, 5, moment)
         moment = window.wakes_at(moment)
         window.accepted(5, moment, telling=window.taken(5, moment))
 
@@ -531,6 +617,44 @@ async def test_a_refusal_with_nothing_in_flight_costs_the_advised_backoff(
     assert waits == pytest.approx([1.2, 2.4, 2.4, 2.4])
 
 
+def test_jitter_only_lengthens_a_backoff() -> None:
+    """It is from 1 to 1.2 times as long, and so never shorter than the vendor advises."""
+    asked: list[tuple[float, float]] = []
+
+    def lowest(low: float, high: float) -> float:
+        asked.append((low, high))
+        return low
+
+    async def run() -> None:
+        slots = Slots(uniform=lowest)
+        await slots.acquire()
+        slots.refused(None)
+        await slots.acquire()
+        assert now() == pytest.approx(1.0)
+
+    in_no_time(run())
+    assert asked == [(1.0, 1.2)]
+
+
+def test_a_pause_is_told_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Who wonders why nothing is created finds there why, and for how long."""
+
+    async def run() -> None:
+        slots = Slots(uniform=lambda low, high: high)
+        await slots.acquire()
+        slots.refused(None)
+        await slots.acquire()
+        slots.slow_down(7.0)
+
+    with caplog.at_level("INFO", logger="kling_voice"):
+        in_no_time(run())
+
+    assert caplog.messages == [
+        "Every task slot of the account is taken; the next create goes in 1.2 s",
+        "The vendor finds the requests too many; the next create goes in 7.0 s",
+    ]
+
+
 @virtually
 async def test_an_accepted_create_ends_the_backoff(slots: Slots, grants: Grants) -> None:
     """The next one begins from 1 s again."""
@@ -582,6 +706,17 @@ async def test_too_many_requests_slow_everything_down(slots: Slots, grants: Gran
 
 
 @virtually
+async def test_too_many_requests_cost_the_create_its_slot(slots: Slots, grants: Grants) -> None:
+    """Its own one, and no other's."""
+    for _ in range(3):
+        await slots.acquire()
+
+    slots.slow_down(None)
+
+    assert slots.in_flight == 2
+
+
+@virtually
 async def test_the_slowdown_grows_until_something_is_accepted(slots: Slots, grants: Grants) -> None:
     """1, 2, 4, 8 and at most 16 s, with jitter, or what the vendor asks."""
     waits = []
@@ -611,6 +746,20 @@ async def test_who_gives_up_waiting_leaves_the_queue(slots: Slots, grants: Grant
 
     assert list(grants.at) == ["waits"]
     assert slots.in_flight == 1
+
+
+@virtually
+async def test_giving_up_is_a_plain_cancellation(slots: Slots, grants: Grants) -> None:
+    """No other error comes of it, and nothing stays behind in the queue."""
+    await learned(slots, 1)
+    waiting = asyncio.create_task(slots.acquire())
+    await asyncio.sleep(0)
+
+    waiting.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert not slots._queue
 
 
 @virtually
@@ -657,10 +806,21 @@ async def test_closing_ends_every_wait_for_a_slot(slots: Slots, grants: Grants) 
 
     for told in await asyncio.gather(*waiting, return_exceptions=True):
         assert isinstance(told, ClientClosedError)
+        assert str(told) == "The client was closed while a create waited for a slot."
     with pytest.raises(ClientClosedError):
         await slots.acquire()
     with pytest.raises(ClientClosedError):
         await slots.acquire(first=True)
+
+
+@virtually
+async def test_closing_when_nobody_waits(slots: Slots, grants: Grants) -> None:
+    """It is quiet, twice as well."""
+    slots.close()
+    slots.close()
+
+    with pytest.raises(ClientClosedError):
+        await slots.acquire()
 
 
 @virtually

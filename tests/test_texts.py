@@ -283,6 +283,20 @@ ADVICE = (
         ),
         (
             b"{}",
+            {"webhook-id": "ä"},
+            "not_authentic",
+            "The callback is not authentic: its webhook-id is not what the Standard Webhooks scheme"
+            " (v1) asks for.",
+        ),
+        (
+            b"{}",
+            {"webhook-signature": "v2,AAAA"},
+            "not_authentic",
+            "The callback is not authentic: its webhook-signature is not what the Standard Webhooks"
+            " scheme (v1) asks for.",
+        ),
+        (
+            b"{}",
             {},
             "not_authentic",
             "The callback is not authentic: the signature does not hold (No matching signature"

@@ -772,6 +772,26 @@ async def test_queueing_costs_no_timeout(make_client: MakeClient) -> None:
         assert time.monotonic() - started > 0.9
 
 
+async def test_queueing_counts_for_another_attempt(make_client: MakeClient) -> None:
+    """An attempt after the first one queues no longer than ``max_elapsed``, and is not sent then."""
+    broken = envelope(code=5000, status=500)
+    async with (
+        Server([broken, slow(3.0)]) as server,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as session,
+    ):
+        retry = RetryPolicy(attempts=2, initial=0.001, max_elapsed=0.3)
+        client = make_client(server, session=session, retry=retry)
+        failing = asyncio.create_task(timed(client.get_task("t-1")))
+        await asyncio.sleep(0)
+        other = asyncio.create_task(client.get_task("t-2"))
+        seconds, error = await failing
+        assert type(error) is RequestTimeoutError
+        assert not error.sent
+        assert 0.29 < seconds < 2
+        assert len(server.requests) == 2
+        other.cancel()
+
+
 async def test_use_after_close(make_client: MakeClient, emulator: Emulator) -> None:
     """Every call of a closed client is a ClientClosedError; closing again does nothing."""
     for used in (True, False):

@@ -376,7 +376,16 @@ async def test_a_timeout_that_is_none(timeout: Any) -> None:
         assert caught.value.field == "timeout"
 
 
-@pytest.mark.parametrize("task", ["", ".", "..", 7, None])
+@pytest.mark.parametrize("timeout", [1e300, 10**400], ids=["float", "int"])
+async def test_a_timeout_of_centuries(timeout: float) -> None:
+    """A timeout longer than any clock can tell is one without a deadline."""
+    async with stage() as play:
+        (task,) = await play.create(1)
+        play.emu.advance(10.0)
+        assert (await play.kling.wait_for_task(task, timeout=timeout)).succeeded
+
+
+@pytest.mark.parametrize("task", ["", ".", "..", 7, None, VoiceTask("..", TaskStatus.SUBMITTED)])
 async def test_an_id_that_is_none(task: Any) -> None:
     """A task is a VoiceTask or an id that can stand in a URL."""
     async with stage() as play:

@@ -5,6 +5,7 @@ import gc
 import itertools
 import logging
 import random
+import sys
 from collections import Counter
 from typing import Any
 
@@ -215,6 +216,48 @@ class TestSchedule:
         assert months <= now() < months + 3700.0
         assert len(vendor.calls) < months / 3600 + 20
 
+    @pytest.mark.parametrize(
+        "timeout", [1.1e9, sys.float_info.max, 10**400], ids=["years", "float", "int"]
+    )
+    @driven
+    async def test_a_timeout_beyond_all_clocks(self, timeout: float) -> None:
+        """A timeout of centuries is none, and harms no other wait for the same task."""
+        vendor = Vendor([job("t", ends=5.0)])
+        watcher = watching(vendor)
+        waits = (watcher.wait(told(), timeout=seconds) for seconds in (60.0, timeout))
+        states = await asyncio.gather(*waits)
+        assert all(state.succeeded for state in states)
+        assert now() < 5.1
+        assert watcher.idle
+
+    @driven
+    async def test_a_last_look_that_fails_is_made_again(self) -> None:
+        """If the last look fails and a tick is left before the deadline, there is another one."""
+        vendor = Vendor([job("t", ends=17.5)])
+        vendor.latency = lambda call: 2.0 if now() < 15.0 else 0.01
+        vendor.fault = lambda call: ConnectionFailedError("reset") if 15.0 < now() < 17.5 else None
+        assert (await watching(vendor).wait("t", timeout=20.0)).succeeded
+        assert 17.5 < now() < 20.0
+
+    @driven
+    async def test_no_last_look_without_the_time_for_it(self) -> None:
+        """If the last look fails and no tick is left, the wait ends at its deadline."""
+        vendor = Vendor([job("t")])
+        vendor.fault = lambda call: ConnectionFailedError("reset") if now() > 9.5 else None
+        with pytest.raises(WaitTimeoutError):
+            await watching(vendor).wait("t", timeout=10.0)
+        assert vendor.singles[-2:] == [9.0, pytest.approx(9.8, abs=0.1)]
+        assert now() == 10.0
+
+    @driven
+    async def test_an_outage_blinds_no_longer_than_it_lasts(self) -> None:
+        """Waits whose vendor stalls in their second quarter look again long before their end."""
+        vendor = Vendor([job(f"t{i}", ends=40.0, hidden=True) for i in range(60)])
+        vendor.latency = lambda call: 100.0 if 15.0 <= now() <= 46.0 else 0.01
+        watcher = watching(vendor, USUAL)
+        await asyncio.gather(*(watcher.wait(told(f"t{i}"), timeout=60.0) for i in range(60)))
+        assert now() < 56.0
+
     @driven
     async def test_an_end_is_returned_without_a_request(self) -> None:
         """A VoiceTask that has ended is given back as it is."""
@@ -376,6 +419,16 @@ class TestSharedReads:
         assert one == other
         assert one.succeeded
         assert vendor.singles == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+
+    @driven
+    async def test_who_comes_during_the_first_look(self) -> None:
+        """Who waits for a mere id while it is looked at for the first time shares that look."""
+        vendor = Vendor([job("t", ends=0.9)], latency=0.2)
+        watcher = watching(vendor)
+        first = asyncio.create_task(watcher.wait("t", timeout=60.0))
+        await until(0.05)
+        await asyncio.gather(first, watcher.wait("t", timeout=60.0))
+        assert vendor.singles == [0.0, 1.0]
 
     @driven
     async def test_a_wait_after_another(self) -> None:
@@ -607,6 +660,24 @@ class TestList:
         assert now() < 6.1
         assert len(vendor.singles) == 3 * 6
         assert len(vendor.lists) <= 12
+
+    @driven
+    async def test_a_list_that_gives_the_same_page_again(self) -> None:
+        """A server that ignores the page number is asked for two pages a tick, not for all."""
+        jobs = [job(f"t{i}", ends=5.5, hidden=i < 5) for i in range(35)]
+
+        class Ignorant(Vendor):
+            def _answer(self, call: Call) -> Any:
+                if is_list(call):
+                    return [one.shape(now(), listed=True) for one in jobs if not one.hidden]
+                return super()._answer(call)
+
+        vendor = Ignorant(jobs)
+        watcher = watching(vendor)
+        await asyncio.gather(*(watcher.wait(told(one.task_id), timeout=60.0) for one in jobs))
+        assert now() < 6.1
+        assert len(vendor.lists) <= 2 * 6
+        assert len(vendor.singles) == 5 * 6
 
     @driven
     async def test_a_page_size_that_is_refused_is_asked_for_once(self) -> None:
@@ -1090,9 +1161,16 @@ class TestFailures:
 
     @driven
     async def test_an_id_that_cannot_be_asked_for(self) -> None:
-        """A VoiceTask whose id cannot stand in a URL ends the wait by saying so."""
-        with pytest.raises(InvalidRequestError):
-            await watching(Vendor()).wait(told(".."), timeout=60.0)
+        """A VoiceTask whose id cannot stand in a URL is refused at once, unless it has ended."""
+        vendor = Vendor()
+        watcher = watching(vendor)
+        for task_id in ("", ".", ".."):
+            with pytest.raises(InvalidRequestError) as caught:
+                await watcher.wait(told(task_id), timeout=60.0)
+            assert caught.value.field == "task"
+        assert (await watcher.wait(told("..", "failed"), timeout=60.0)).failed
+        assert vendor.calls == []
+        assert now() == 0.0
 
     @driven
     async def test_an_answer_that_is_no_task(self) -> None:
@@ -1249,7 +1327,7 @@ class TestReadLag:
 
     @driven
     async def test_long_after_the_create(self) -> None:
-        """A task that disappears ends its wait with the first look that does not find it."""
+        """A task that disappears ends its wait when it has not been seen for ten seconds."""
         vendor = Vendor([job("t")])
         watcher = watching(vendor)
         wait = asyncio.create_task(watcher.wait("t", timeout=600.0))
@@ -1257,7 +1335,30 @@ class TestReadLag:
         vendor.listed.clear()
         with pytest.raises(NotFoundError):
             await wait
+        assert 40.0 < now() < 41.1
+
+    @driven
+    async def test_a_task_that_was_seen_a_moment_ago(self) -> None:
+        """A "not found" between two sights of a task is read lag, however long it is waited for."""
+        vendor = Vendor([job("t", ends=30.5)])
+        missing = NotFoundError("x", code=1203, http_status=404)
+        vendor.fault = lambda call: missing if now() % 10 > 4.5 else None
+        assert (await watching(vendor).wait("t", timeout=60.0)).succeeded
         assert now() < 31.1
+
+    @driven
+    async def test_a_sight_in_the_list_counts(self) -> None:
+        """A task that only the list shows is known, though its status has not changed for long."""
+        jobs = [job(f"t{i}", ends=30.5) for i in range(3)]
+        vendor = Vendor(jobs)
+        missing = NotFoundError("x", code=1203, http_status=404)
+        vendor.fault = lambda call: missing if not is_list(call) and now() < 30.5 else None
+        watcher = watching(vendor)
+        waits = asyncio.gather(*(watcher.wait(one.task_id, timeout=60.0) for one in jobs))
+        await until(25.5)
+        jobs[0].hidden = True
+        assert all(state.succeeded for state in await waits)
+        assert len(vendor.singles) == 6
 
     @driven
     async def test_one_that_is_not_known_harms_no_other(self) -> None:
@@ -1551,7 +1652,97 @@ class TestCallbacks:
         seen: list[str] = []
         await watcher.wait("t", timeout=60.0, on_update=lambda t: seen.append(t.task_status))
         assert seen == ["processing", "succeed"]
-        assert vendor.singles == [1.0, 2.0, 3.0]
+        assert vendor.singles == [0.0, 1.0, 2.0, 3.0]
+
+    @driven
+    async def test_what_was_kept_may_be_old(self) -> None:
+        """A mere id is looked at at once, though a callback told a state of it some time ago."""
+        vendor = Vendor([job("t", ends=0.0)])
+        kept = {"t": told(status="processing")}
+        await watching(vendor, GROWING, slow=True, kept=kept.get).wait("t", timeout=600.0)
+        assert vendor.singles == [0.0]
+
+    @driven
+    async def test_a_callback_that_names_the_other_id(self) -> None:
+        """What was told by task_id reaches who waits by external id once both are known as one."""
+        vendor = Vendor([job("t", external="e")], latency=0.2)
+        kept: dict[str, VoiceTask] = {}
+        watcher = watching(vendor, GROWING, slow=True, kept=kept.get)
+        wait = asyncio.create_task(watcher.wait("e", timeout=600.0))
+        await until(0.1)
+        kept["t"] = told(status="succeed")
+        assert not watcher.deliver(kept["t"])
+        assert (await wait) is kept["t"]
+        assert now() == pytest.approx(0.2)
+        assert watcher.idle
+
+    @driven
+    async def test_callbacks_are_attached_to_by_a_wait_that_begins(self) -> None:
+        """A wait lets callbacks reach it, then asks what was kept; a refused one does neither."""
+        vendor, events = Vendor(), list[object]()
+
+        def kept(task_id: str) -> VoiceTask | None:
+            events.append(task_id)
+            return told(status="succeed")
+
+        watcher = watching(vendor, kept=kept, attach=events.append)
+        await watcher.wait(told(status="succeed"), timeout=60.0)
+        vendor.is_closed = True
+        with pytest.raises(ClientClosedError):
+            await watcher.wait("t", timeout=60.0)
+        assert events == []
+        vendor.is_closed = False
+        await watcher.wait("t", timeout=60.0)
+        assert events == [watcher, "t"]
+        watcher.close()
+        with pytest.raises(ClientClosedError):
+            await watcher.wait("t", timeout=60.0)
+        assert len(events) == 2
+
+    @driven
+    async def test_a_success_that_does_not_show_yet(self) -> None:
+        """A success told without voices is asked for at the next ticks, while reads lag behind."""
+        vendor = Vendor([job("t", ends=13.5)])
+        watcher = watching(vendor, GROWING, slow=True)
+        wait = asyncio.create_task(watcher.wait(told(), timeout=600.0))
+        await until(10.0)
+        watcher.deliver(told(status="succeed", task_result=None))
+        assert (await wait).voices
+        assert vendor.singles == [8.0, 10.0, 11.0, 12.0, 13.0, 14.0]
+
+    @pytest.mark.parametrize("count", [1, 3])
+    @driven
+    async def test_a_success_that_never_shows(self, count: int) -> None:
+        """After eight ticks such a success is asked for no more often than any other task."""
+        jobs = [job(f"t{i}") for i in range(count)]
+        vendor = Vendor(jobs)
+        watcher = watching(vendor, GROWING, slow=True)
+        waits = [watcher.wait(told(one.task_id), timeout=79.0) for one in jobs]
+        waiting = asyncio.gather(*waits, return_exceptions=True)
+        await until(1.0)
+        for one in jobs:
+            watcher.deliver(told(one.task_id, "succeed", task_result=None))
+        assert all(isinstance(error, WaitTimeoutError) for error in await waiting)
+        ticks = [float(tick) for tick in range(1, 10)]
+        assert sorted({round(moment, 2) for moment in vendor.singles})[:9] == ticks
+        assert len(vendor.singles) <= count * (9 + 70 / 8 + 2)
+        assert vendor.lists == []
+
+    @driven
+    async def test_a_prompt_outlasts_an_older_list(self) -> None:
+        """A prompt stands, though a list shows its task that was asked for before it came."""
+        vendor = Vendor([job(f"t{i}") for i in range(4)] + [job("w", ends=8.02, lag=0.1)])
+        vendor.latency = lambda call: 0.05
+        watcher = watching(vendor, GROWING, slow=True)
+        others = [asyncio.create_task(watcher.wait(told(f"t{i}"), timeout=None)) for i in range(4)]
+        await until(4.0)
+        wait = asyncio.create_task(watcher.wait(told("w"), timeout=600.0))
+        await until(8.03)
+        watcher.prompt("w", None)
+        assert (await wait).succeeded
+        assert now() < 8.5
+        for other in others:
+            other.cancel()
 
     @driven
     async def test_a_prompt_hastens_the_look(self) -> None:
@@ -1628,6 +1819,74 @@ class TestCallbacks:
             await short
         assert (await long).succeeded
         assert now() < 26.0
+
+
+class TestIdsThatCollide:
+    """A wait ends with its own task, though another one's external id is the same as its task_id."""
+
+    OTHER = told("u", "succeed", task_info={"external_task_id": "t"})
+
+    @pytest.mark.parametrize("count", [1, 3])
+    @driven
+    async def test_in_answers(self, count: int) -> None:
+        """Neither a list nor a query that shows the other task ends the wait."""
+        others = [job("u", ends=1.5, external="t"), *(job(f"x{i}") for i in range(count - 1))]
+        vendor = Vendor([*others, job("t", ends=20.5)])
+        watcher = watching(vendor)
+        rest = [asyncio.create_task(watcher.wait(f"x{i}", timeout=None)) for i in range(count - 1)]
+        if count == 1:  # the vendor mistakes the one for the other, for a while
+            asyncio.get_running_loop().call_at(START + 10.0, vendor.listed.pop, 0)
+        ended = await watcher.wait(told("t"), timeout=60.0)
+        assert ended.task_id == "t"
+        assert 20.5 < now() < 21.1
+        for one in rest:
+            one.cancel()
+
+    @driven
+    async def test_in_callbacks(self) -> None:
+        """Neither a callback of the other task nor one that was kept ends the wait."""
+        vendor = Vendor([job("t", ends=5.5)])
+        watcher = watching(vendor, kept=lambda task_id: self.OTHER)
+        wait = asyncio.create_task(watcher.wait(told("t"), timeout=60.0))
+        await until(0.5)
+        assert not watcher.deliver(self.OTHER)
+        watcher.prompt("u", "t")
+        assert (await wait).task_id == "t"
+        assert vendor.singles == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+
+    @pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
+    @driven
+    async def test_both_are_waited_for(self, order: tuple[int, ...]) -> None:
+        """Whoever comes first, both waits end with their own task, and the mere id with either."""
+        vendor = Vendor([job("u", ends=2.5, external="t"), job("t", ends=4.5)])
+        vendor.fault = lambda call: ConnectionFailedError("reset") if now() < 1.5 else None
+        watcher = watching(vendor)
+        tasks = [told("t"), told("u", task_info={"external_task_id": "t"}), "t"]
+        waits: dict[int, asyncio.Task[VoiceTask]] = {}
+        for number in order:
+            waits[number] = asyncio.create_task(watcher.wait(tasks[number], timeout=60.0))
+            await until(now() + 0.1)
+        vendor.listed.reverse()
+        states = await asyncio.gather(*(waits[number] for number in range(3)))
+        assert [state.task_id for state in states[:2]] == ["t", "u"]
+        assert states[2].task_id in ("t", "u")
+        assert watcher.idle
+
+    @driven
+    async def test_who_came_by_the_other_id_leaves(self) -> None:
+        """A wait whose id turned out to be another task's as well still ends at its deadline."""
+        vendor = Vendor([job("u", external="t"), job("t")])
+        watcher = watching(vendor)
+        waits = [asyncio.create_task(watcher.wait("t", timeout=3.0))]
+        await until(0.5)
+        waits.append(asyncio.create_task(watcher.wait(told("t"), timeout=6.0)))
+        one, other = await gather(*waits)
+        assert isinstance(one, WaitTimeoutError)
+        assert isinstance(other, WaitTimeoutError)
+        assert one.task is not None
+        assert one.task.task_id == "u"
+        assert now() == pytest.approx(6.5)
+        assert watcher.idle
 
 
 class TestChaos:

@@ -18,6 +18,12 @@ def waiter(**options: Any) -> Waiter:
     return Waiter(last, **{"eager": True, "timeout": NEVER, "deadline": NEVER, **options})
 
 
+def at(watch: Watch, *waiters: Waiter) -> None:
+    """Let someone wait for a watch's task."""
+    for one in waiters:
+        watch.join(one)
+
+
 def statuses(one: Waiter) -> list[str]:
     """Tell the words that a waiter has still to take in."""
     return [str(task.task_status) for task in one.news]
@@ -122,7 +128,7 @@ class TestWatch:
     def test_all_who_wait_are_told(self) -> None:
         """What is told reaches everyone, and is remembered."""
         watch = Watch("t", 0.0)
-        watch.waiters = {waiter(): None, waiter(): None}
+        at(watch, waiter(), waiter())
         watch.tell(told(status="processing"))
         assert [statuses(one) for one in watch.waiters] == [["processing"]] * 2
         assert watch.task == told(status="processing")
@@ -132,15 +138,17 @@ class TestWatch:
         """Of two watches of one task the newer state counts, and everyone gets to know it."""
         watch, other = Watch("t", 5.0), Watch("e", 3.0)
         ours, theirs = waiter(), waiter()
-        watch.waiters, other.waiters = {ours: None}, {theirs: None}
+        at(watch, ours)
+        at(other, theirs)
         newer, older = (other, watch) if newer_is_absorbed else (watch, other)
         older.tell(told(status="submitted"))
         newer.tell(told(status="processing"))
         watch.absorb(other)
         assert list(watch.waiters) == [ours, theirs]
+        assert ours.watch is theirs.watch is watch
         assert statuses(ours)[-1] == statuses(theirs)[-1] == "processing"
         assert watch.task == told(status="processing")
-        assert watch.began == 3.0
+        assert watch.seen == 5.0
 
     def test_one_that_knows_nothing(self) -> None:
         """A watch without a state takes on the other's, and the other way round."""
@@ -148,7 +156,7 @@ class TestWatch:
             both = [Watch("t", 0.0), Watch("e", 0.0)]
             waiters = [waiter(), waiter()]
             for watch, one in zip(both, waiters, strict=True):
-                watch.waiters[one] = None
+                at(watch, one)
             both[knows].tell(told())
             both[0].absorb(both[1])
             assert both[0].task == told()
@@ -159,6 +167,16 @@ class TestWatch:
         watch, other = Watch("t", 0.0), Watch("e", 0.0)
         watch.absorb(other)
         assert watch.task is None
+
+    def test_of_another_task(self) -> None:
+        """Only a task_id that differs from the known one tells that a state is another task's."""
+        watch = Watch("t", 0.0)
+        assert not watch.is_of_another("u")
+        watch.tell(told("t"))
+        assert watch.is_of_another("u")
+        assert not any(watch.is_of_another(same) for same in ("t", "", None))
+        watch.tell(told(""))
+        assert not watch.is_of_another("u")
 
 
 class TestLook:
@@ -210,7 +228,7 @@ class TestWatches:
         watches = Watches()
         watch = watches.open("t", 5.0)
         assert watches.open("t", 6.0) is watch
-        assert watch.began == 5.0
+        assert watch.seen == 5.0
         assert watches.open("u", 0.0) is not watch
         assert len(watches) == 2
 
@@ -219,9 +237,9 @@ class TestWatches:
         watches = Watches()
         watch = watches.open("t", 0.0)
         assert watches.learn(watch, told("t", task_info={"external_task_id": "e"})) == []
-        assert watches.find("t") is watches.find("e") is watches.find(None, 3, "x", "e") is watch
-        assert watches.find("x", None, [], {}) is None
-        assert watches.find() is None
+        assert watches.find("t") is watches.find("e") is watches.find(None, "e") is watch
+        assert watches.find(3, "e") is watches.find("x", "e") is watch
+        assert watches.find("x") is watches.find(None, []) is watches.find({}, 3) is None
         assert len(watches) == 1
         assert list(watches) == [watch]
 
@@ -254,6 +272,45 @@ class TestWatches:
         assert watches.learn(one, told("t", task_info={"external_task_id": ""})) == []
         assert watches.learn(other, told("u", task_info={"external_task_id": ""})) == []
         assert watches.find("") is None
+
+    def test_an_empty_task_id_does_not_hide_the_other_id(self) -> None:
+        """A task whose own id is left empty is known by its external one."""
+        watches = Watches()
+        watch = watches.open("t", 0.0)
+        assert watches.learn(watch, told("", task_info={"external_task_id": "e"})) == []
+        assert watches.find("e") is watch
+        assert watches.find("") is None
+
+    def test_a_task_id_goes_before_an_external_id(self) -> None:
+        """An id that is one task's external id and another's task_id finds the other one."""
+        watches = Watches()
+        state = told("u", task_info={"external_task_id": "t"})
+        by_external_id = watches.open("t", 0.0)
+        watches.learn(by_external_id, state)
+        by_external_id.tell(state)
+        assert watches.open("t", 0.0) is by_external_id
+        watch = watches.open("t", 0.0, certain=True)
+        watch.tell(told("t"))
+        assert watches.open("t", 0.0, certain=True) is watch
+        assert watches.find("t") is watch
+        assert watches.find("u", "t") is by_external_id
+        assert watches.find("v", "t") is None
+        assert watches.learn(by_external_id, state) == []
+        assert (watch.ids, by_external_id.ids) == (["t"], ["u"])
+        watches.remove(by_external_id)
+        assert list(watches) == [watch]
+
+    def test_a_task_id_that_is_learned_goes_before_too(self) -> None:
+        """So it is if the task_id is learned from a state, since that wait was by another id."""
+        watches = Watches()
+        state = told("u", task_info={"external_task_id": "t"})
+        other = watches.open("u", 0.0, certain=True)
+        watches.learn(other, state)
+        other.tell(state)
+        watch = watches.open("e", 0.0)
+        assert watches.learn(watch, told("t", task_info={"external_task_id": "e"})) == []
+        assert watches.find("t") is watch
+        assert (watch.ids, other.ids) == (["e", "t"], ["u"])
 
     def test_ids_are_noted_once(self) -> None:
         """However often a task is seen, its ids are kept once."""

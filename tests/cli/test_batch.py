@@ -1,7 +1,9 @@
 """`kling-voice batch` as a process: manifests to results, interrupted and resumed."""
 
 import asyncio
+import errno
 import json
+import os
 import shutil
 import signal
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from kling_voice.cli.results import Line, ResultsFile
 from kling_voice.emulator import Emulator, Faults, recordings
 
 from .support import Here, Run, objects, results, until_results, write_csv
@@ -143,6 +146,52 @@ async def test_faults(kv: Run, server: Emulator, tmp_path: Path) -> None:
     assert ended.status == 0
     assert ended.json["voices"] == server.created == 12
     assert len(ended.err.splitlines()) == 13, ended.err
+
+
+def test_list_that_may_not_be_read(here: Here, server: Emulator, tmp_path: Path) -> None:
+    """What the client warns of is a note; the batch goes on."""
+    server.faults = Faults(script={"list": {1: 1200}})
+    write_csv(tmp_path / "cast.csv", server, 1)
+    ended = here("batch", "cast.csv")
+    assert ended.status == 0
+    assert "Note: The list could not be read; the batch goes on without it" in ended.err
+
+
+def test_many_failures(here: Here, server: Emulator, tmp_path: Path) -> None:
+    """Of more than 25 requests no table is shown: ten failures, and how many more there are."""
+    server.fail_when = lambda body: "noise" if int(body["voice_name"][6:]) < 12 else None
+    write_csv(tmp_path / "cast.csv", server, 26)
+    first = here("batch", "cast.csv")
+    assert first.status == 1
+    *failures, more, figures, _ = first.out.splitlines()
+    assert failures == [f"line {n + 2}, Voice {n}: noise" for n in range(10)]
+    assert more == "… and 2 more failures"
+    assert figures.startswith("14 voices, 12 failures, 0.70 units deducted, ")
+
+    server.fail_when = None
+    again = here("batch", "cast.csv", "--retry-failed", "1")
+    assert again.status == 0
+    figures, _ = again.out.splitlines()
+    assert figures.startswith("26 voices, 0 failures, 0.60 units deducted, ")
+
+
+def test_full_disk(
+    here: Here, server: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A result that cannot be written ends the batch; with room again nothing is created twice."""
+
+    def append(results: ResultsFile, request: str, line: Line) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(results.path))
+
+    write_csv(tmp_path / "cast.csv", server, 2)
+    with monkeypatch.context() as full:
+        full.setattr(ResultsFile, "append", append)
+        ended = here("batch", "cast.csv", "--output", "r.jsonl")
+    assert ended.status == 1
+    assert "Error: No space left on device r.jsonl\n" in ended.err
+    assert ended.err.endswith("Run the same command again to go on; nothing is created twice.\n")
+    assert here("batch", "cast.csv", "--output", "r.jsonl").status == 0
+    assert len(results(tmp_path / "r.jsonl")) == server.created == 2
 
 
 async def test_account_in_arrears(kv: Run, server: Emulator, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The commands for one voice and the lists, each as a process against an emulator."""
 
 import asyncio
+import io
 import os
 import shutil
 import signal
@@ -10,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from kling_voice import __version__
+from kling_voice import ObjectStoreHost, __version__
+from kling_voice.cli import main
+from kling_voice.cli.problems import report
 from kling_voice.emulator import Emulator, Faults, recordings
 
 from .support import Here, Run, objects
@@ -128,6 +131,40 @@ async def test_create_get_wait_download_delete(kv: Run, server: Emulator, tmp_pa
     assert "code 1201" in again.err
 
 
+def test_create_again(here: Here, server: Emulator) -> None:
+    """Of a voice that is there already nothing is created, and no wait is advised."""
+    create = ("create", "Ada", "--voice-url", URL, "--external-task-id", "a")
+    assert "kling-voice wait" in here(*create).err
+    server.advance(1)
+    again = here(*create)
+    assert again.status == 0
+    assert "task_status       succeed" in again.out
+    assert again.err == ""
+    assert server.created == 1
+
+
+def test_create_from_a_file(here: Here, bucket: str, server: Emulator) -> None:
+    """Nobody knows when the vendor has fetched the recording, so it stays, and that is told."""
+    ended = here("create", "Ada", "--voice-file", ADA, "--host", "s3://voices/stays")
+    assert ended.status == 0
+    assert "The recording stays in the bucket" in ended.err
+    assert objects(bucket) == 1
+    asyncio.run(ObjectStoreHost("s3://voices/stays").discard(server.tasks[0].voice_url or ""))
+    assert objects(bucket) == 0
+
+
+async def test_stdout_without_the_letters(kv: Run, server: Emulator) -> None:
+    """JSON is readable where it can be, and is JSON all the same on a stdout of ASCII."""
+    await kv("create", "Zoë", "--voice-url", URL, "--external-task-id", "zoe")
+    server.advance(1)
+    plain, told = await asyncio.gather(
+        kv("get", "zoe", "--json"), kv("get", "zoe", "--json", PYTHONIOENCODING="ascii")
+    )
+    assert '"Zoë"' in plain.out
+    assert told.out.isascii()
+    assert told.json["task_result"] == plain.json["task_result"]
+
+
 @pytest.mark.parametrize("server_options", [{"task_seconds": 600}])
 async def test_task_that_goes_on(kv: Run, server: Emulator, tmp_path: Path) -> None:
     """What is not done yet is not there yet: status 1, and what to do."""
@@ -157,6 +194,17 @@ async def test_task_that_fails(kv: Run) -> None:
     assert "two voices found" in shown.err
     assert told.status == 1
     assert told.json["task_status_msg"] == "two voices found"
+
+
+@pytest.mark.parametrize("server_options", [{"fail_when": lambda body: "noise"}])
+def test_download_of_a_failed_task(here: Here, server: Emulator, tmp_path: Path) -> None:
+    """There is no recording to fetch, and nothing to wait for."""
+    here("create", "Ada", "--voice-url", URL, "--external-task-id", "a")
+    server.advance(1)
+    ended = here("download", "a", "t.mp3")
+    assert (ended.status, ended.out) == (1, "")
+    assert ended.err == "Error: Task a has no voice: it is failed.\n"
+    assert os.listdir(tmp_path) == []
 
 
 # --- lists ---
@@ -317,6 +365,29 @@ async def test_missing_extra(missing: str) -> None:
     )
 
 
+def test_broken_installation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the extra's own packages are called missing; what else is, is not hidden."""
+    monkeypatch.setitem(sys.modules, "kling_voice.cli.app", None)
+    with pytest.raises(ImportError, match=r"kling_voice\.cli\.app"):
+        main(["list"])
+
+
+def test_bugs_are_not_hidden() -> None:
+    """An error that no command foresees keeps its traceback."""
+    bug = ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError) as caught:
+        report(bug)
+    assert caught.value is bug
+
+
+def test_stdout_of_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that runs a command may catch its output in a plain StringIO."""
+    out = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", out)
+    assert main(["--version"]) == 0
+    assert out.getvalue() == f"{__version__}\n"
+
+
 @pytest.mark.parametrize("server_options", [{"task_seconds": 600}])
 async def test_interrupted_clone(environment: dict[str, str], server: Emulator) -> None:
     """Ctrl-C is status 130, and tells how to get the voice that may have been created."""
@@ -386,3 +457,24 @@ async def test_emulator_for_programs(environment: dict[str, str], kv: Run) -> No
     process.send_signal(signal.SIGTERM if os.name == "posix" else signal.SIGINT)
     await process.communicate()
     assert process.returncode == 0
+
+
+async def test_emulator_without_signal_handlers(environment: dict[str, str]) -> None:
+    """Where an event loop cannot handle signals, as on Windows, Ctrl-C is the usual end, too."""
+    code = (
+        "import asyncio, sys; from kling_voice.cli import main;"
+        " asyncio.SelectorEventLoop.add_signal_handler ="
+        " asyncio.AbstractEventLoop.add_signal_handler;"
+        " sys.exit(main(['emulator', '--port', '0', '--json']))"
+    )
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", code),
+        env=environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    await asyncio.wait_for(process.stdout.readuntil(b"\n}\n"), 10)
+    process.send_signal(signal.SIGINT)
+    _, err = await process.communicate()
+    assert (process.returncode, err) == (0, b"")

@@ -194,6 +194,15 @@ def test_emulated_voices_are_not_real(emulated: bool, run: str) -> None:
         assert keep(lines, {}, PREFIX, "f", **against)
 
 
+@pytest.mark.parametrize("url", ["http://[", "", None, 5, ["http://127.0.0.1/t.mp3"]])
+def test_unreadable_trial_is_no_emulators(url: object) -> None:
+    """A line whose trial cannot be read was paid for, as far as is known: it is kept."""
+    lines = [line(f"{PREFIX}a") | {"trial_url": url}]
+    assert list(keep(lines, {}, PREFIX, "f")) == [f"{PREFIX}a"]
+    with pytest.raises(UsageError, match="holds results of the vendor"):
+        keep(lines, {}, PREFIX, "f", emulator=True)
+
+
 def test_file(tmp_path: Path) -> None:
     """Lines are on the disk the moment they are appended, after those that were kept."""
     path = tmp_path / "r.jsonl"

@@ -122,6 +122,25 @@ async def test_ctrl_c(at_terminal: Type, server: Emulator, tmp_path: Path) -> No
     assert ended.out.count("\x1b[?25l") == ended.out.count("\x1b[?25h")
 
 
+async def test_questions_without_an_answer(at_terminal: Type, server: Emulator) -> None:
+    """Ctrl-D and Ctrl-C at the question delete nothing, and each has its status."""
+    ended, interrupted = await asyncio.gather(
+        at_terminal("delete", "829", when="[y/n]", do="\x04"),
+        at_terminal("delete", "829", when="[y/n]", do=signal.SIGINT),
+    )
+    assert ended.status == 1
+    assert lines(ended.out)[-1] == "Nothing was deleted."
+    assert interrupted.status == 130
+    assert "Interrupted." in lines(interrupted.out)[-1]
+    assert not server.requests
+
+
+async def test_empty_table(at_terminal: Type) -> None:
+    """An account without voices is told in words, not by an empty table."""
+    listed = await at_terminal("list")
+    assert (listed.status, lines(listed.out)) == (0, ["There are none."])
+
+
 async def test_tables_and_questions(at_terminal: Type, server: Emulator) -> None:
     """A voice is waited for and listed in 80 columns, and deleted only after a yes."""
     url = f"{server.base_url}/media/recordings/ada.mp3"
