@@ -144,7 +144,9 @@ async def served_receiver() -> AsyncIterator[CallbackReceiver]:
     try:
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
-        receivers.append(CallbackReceiver(SECRET, public_url=f"{site.name}/kling"))
+        receivers.append(
+            CallbackReceiver(SECRET, public_url=f"http://127.0.0.1:{runner.addresses[0][1]}/kling")
+        )
         yield receivers[0]
     finally:
         await runner.cleanup()

@@ -96,15 +96,28 @@ def base_url(text: str) -> str:
     """
     parts = _split(text) if isinstance(text, str) else None
     if parts is None:
-        raise ConfigurationError(f"base_url must be a URL such as {DEFAULT_BASE_URL}.")
+        raise ConfigurationError(
+            f"base_url (or KLING_BASE_URL) must be a URL such as {DEFAULT_BASE_URL}, not"
+            f" {_masked(text)[:_SHOWN]}."
+        )
     if parts.username is not None or "?" in text or "#" in text:
-        raise ConfigurationError("base_url must have no user, no query and no fragment.")
+        raise ConfigurationError(
+            "base_url (or KLING_BASE_URL) must have no user, no query and no fragment, as"
+            f" {_masked(text)[:_SHOWN]} has."
+        )
     if parts.scheme == "http" and not is_loopback(parts.hostname):
         raise ConfigurationError(
-            f"base_url must be https, since keys travel to it; http://{parts.hostname} is neither"
-            " that nor this machine (127.0.0.1, localhost)."
+            "base_url (or KLING_BASE_URL) must be https, since keys travel to it;"
+            f" http://{parts.hostname} is neither that nor this machine (127.0.0.1, localhost)."
         )
     return text.rstrip("/")
+
+
+def _masked(url: object) -> str:
+    # What is no URL may be one with a slip in it, so all that may be a password goes.
+    if isinstance(url, str):
+        url = re.sub(r"^(\w+://)?.*@", r"\1***@", url, flags=re.DOTALL)
+    return mask_url(url)
 
 
 def is_loopback(host: str) -> bool:
@@ -267,9 +280,12 @@ def _split(url: str) -> Any:
 
 
 def _check_text(value: str, field: str) -> str:
-    if not isinstance(value, str) or not value:
-        given = "an empty string" if value == "" else type(value).__name__
-        raise InvalidRequestError(f"{field} must be a non-empty string, not {given}.", field=field)
+    if not isinstance(value, str):
+        raise InvalidRequestError(
+            f"{field} must be a non-empty string, not {type(value).__name__}.", field=field
+        )
+    if not value:
+        raise InvalidRequestError(f"{field} is empty.", field=field)
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -339,10 +339,8 @@ class TaskWatcher:
         watch.looks += not hurry
         watch.stumbled = stumbled
         due = min(watch.wanted, self._next_look(watch, now, hurry=hurry))
-        if stumbled and due == NEVER:  # it was to be the last look
-            again = self._schedule.tick(now, now + self._schedule.period)
-            if any(again < waiter.deadline for waiter in watch.waiters):
-                due = again
+        if stumbled and due == NEVER:  # it was the last look, and there may be time for another
+            due = self._schedule.tick(now, now + self._schedule.period)
         watch.wanted = NEVER
         self._plan(watch, due)
 

@@ -246,7 +246,8 @@ async def test_closing_ends_calls_wherever_they_are() -> None:
 
 async def test_closing_in_a_backoff_does_not_wait_for_its_end() -> None:
     """With nothing in flight, the refused create sleeps for a second or more."""
-    with emulating(concurrency_limit=0) as emulator:
+    with emulating(concurrency_limit=1) as emulator:
+        emulator.occupied = 1
         kling = client_of(emulator)
         async with nothing_left(kling):
             call = asyncio.create_task(kling.clone_voice("Ada", voice_url=url(0)))

@@ -5,6 +5,7 @@ import inspect
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from email import message_from_bytes
 from email.message import Message
@@ -12,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from packaging.version import Version
 
 import kling_voice
 import kling_voice.emulator
@@ -189,6 +191,19 @@ def test_imports_run_downwards_only() -> None:
             assert level[target] < height, f"{room} imports {target}"
     for path in (package / "emulator").glob("*.py"):
         assert imported(path) <= {"auth", "emulator"}, path.name
+
+
+def test_the_oldest_versions_are_those_of_the_metadata() -> None:
+    """What CONTRIBUTING.md lets one test with is what the package's users may have."""
+    here = Path(__file__).parent
+    project = tomllib.loads((here.parent / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    needed = {*project["dependencies"], *extras["cli"], *extras["storage"], *extras["emulator"]}
+    lowest = {tuple(need.split(">=")) for need in needed}
+    told = (here / "oldest.txt").read_text().splitlines()[1:]
+    assert {name: Version(version) for name, version in lowest} == {
+        name: Version(version) for name, version in (line.split("==") for line in told)
+    }
 
 
 def imported(path: Path) -> set[str]:

@@ -52,6 +52,7 @@ from kling_voice.protocol import (
     read_task,
     read_tasks,
     retry_after,
+    says_deleted,
     server_time,
     smaller_page,
 )
@@ -478,6 +479,22 @@ def test_the_last_of_duplicate_keys_counts() -> None:
         read_envelope(200, {}, b'{"code":0,"code":1201,"message":"x"}')
 
 
+def test_refusals_tell_all_that_the_answer_does() -> None:
+    """The text, the code, the request's id, the status, and how long to wait."""
+    with pytest.raises(RateLimitError) as caught:
+        read_envelope(429, {"Retry-After": "7"}, answer(code=1302, message="slow down"))
+    error = caught.value
+    assert (error.message, error.code, error.request_id) == ("slow down", 1302, "req-1")
+    assert (error.http_status, error.retry_after) == (429, 7.0)
+
+
+def test_what_a_gateway_asks_to_wait_is_kept() -> None:
+    """A page that is not the vendor's may tell a wait, too."""
+    with pytest.raises(ResponseError) as caught:
+        read_envelope(503, {"Retry-After": "7"}, b"<html>")
+    assert caught.value.retry_after == 7.0
+
+
 @pytest.mark.parametrize("message", [None, 5, [], {}, True])
 def test_odd_messages(message: object) -> None:
     """A refusal whose message is no text is still a refusal."""
@@ -491,7 +508,7 @@ def test_long_messages_are_cut() -> None:
     """A refusal's message has a sane length."""
     with pytest.raises(BadRequestError) as caught:
         read_envelope(400, {}, answer(code=1201, message="x" * 1_000_000))
-    assert 1000 < len(caught.value.message) <= 4000
+    assert 1000 < len(caught.value.message) <= 2000
 
 
 @pytest.mark.parametrize(
@@ -533,9 +550,21 @@ def test_retry_after_as_a_date() -> None:
     assert 55 < told <= 60
 
 
+@pytest.mark.parametrize("zone", ["GMT", "+0000", "-0000", "UT"])
+def test_dates_of_any_spelling_of_the_zone(zone: str) -> None:
+    """Two dates can be compared whether they name their zone or, with -0000, do not."""
+    headers = {
+        "Date": f"Sun, 22 Nov 2026 13:00:00 {zone}",
+        "Retry-After": "Sun, 22 Nov 2026 13:00:30 GMT",
+    }
+    assert retry_after(headers) == 30.0
+    assert server_time(headers) == 1795352400
+
+
 def test_server_time() -> None:
-    """The server's clock is that of its ``Date``; a broken one is none."""
+    """The server's clock is that of its ``Date``, in any zone; a broken one is none."""
     assert server_time({"date": "Sun, 22 Nov 2026 13:00:00 GMT"}) == 1795352400
+    assert server_time({"date": "Sun, 22 Nov 2026 14:00:00 +0100"}) == 1795352400
     for broken in ("", "now", "Sun, 22 Nov 2026", "Sun, 99 Nov 2026 13:00:00 GMT"):
         assert server_time({"Date": broken}) is None
     assert server_time({}) is None
@@ -662,6 +691,13 @@ def api_error(code: int, status: int, message: str = "no") -> ApiError:
     return caught.value
 
 
+def closed_amid_a_call() -> ClientClosedError:
+    """Make the error of a call whose request may have left when the client was closed."""
+    error = ClientClosedError("closed")
+    error.sent = True
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "certain"),
     [
@@ -671,7 +707,8 @@ def api_error(code: int, status: int, message: str = "no") -> ApiError:
         (RequestTimeoutError("stalled"), False),
         (ResponseError("html", http_status=400), False),
         (ResponseError("html", http_status=502), False),
-        (ClientClosedError("closed"), False),
+        (ClientClosedError("closed"), True),
+        (closed_amid_a_call(), False),
         (ValueError("foreign"), False),
         (api_error(1201, 400), True),
         (api_error(1302, 429), True),
@@ -719,6 +756,24 @@ def test_duplicates(code: int, message: str, duplicate: bool) -> None:
 
 
 @pytest.mark.parametrize(
+    ("error", "gone"),
+    [
+        (BadRequestError("The voice was Already removed", code=1201), True),
+        (BadRequestError("voice has BEEN DELETED", code=1201), True),
+        (BadRequestError("voice_id does not exist", code=1201), True),
+        (ApiError("Voice Not Found", code=1), True),
+        (NotFoundError("no such voice", code=1203), True),
+        (BadRequestError("voice_id is too long", code=1201), False),
+        (BadRequestError("voice cannot be deleted", code=1201), False),
+        (ServerError("internal error", code=5000), False),
+    ],
+)
+def test_deletes_of_what_is_gone(error: ApiError, gone: bool) -> None:
+    """The vendor's several words for "it is not there any more", in any case, or its 1203."""
+    assert says_deleted(error) is gone
+
+
+@pytest.mark.parametrize(
     ("external", "task_id", "name", "fitting"),
     [
         ("mine", "t-1", None, True),
@@ -749,6 +804,7 @@ def test_smaller_pages() -> None:
     """A page that is refused is asked for again in steps, down to the documented default."""
     steps = [1000]
     while (smaller := smaller_page(steps[-1])) is not None:
+        assert smaller < steps[-1]
         steps.append(smaller)
     assert steps == [1000, 500, 100, 30]
     assert smaller_page(1) is None

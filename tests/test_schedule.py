@@ -161,6 +161,14 @@ class TestTicks:
         assert not offsets[0] & offsets[1]
         assert Schedule(policy).tick(0.6, 1.0) != Schedule(policy).tick(0.6, 1.0)
 
+    def test_a_jitter_wider_than_a_tick_is_cut(self) -> None:
+        """It spreads ticks over nearly a whole one, and they still come in their order."""
+        schedule = Schedule(PollingPolicy(initial=1.0, maximum=1.0, jitter=3.0), seed=0.1)
+        ticks = [schedule.tick(number - 2.0, number) for number in range(10, 100)]
+        offsets = [tick - number for number, tick in enumerate(ticks, 10)]
+        assert ticks == sorted(set(ticks))
+        assert 0.8 < max(offsets) - min(offsets) < 1.0
+
     def test_a_beat_is_a_part_of_a_tick_and_never_long(self) -> None:
         """What shares a read without waiting for a tick is moved by a tenth of a second at most."""
         assert Schedule(PollingPolicy(initial=0.4, maximum=1.0)).beat == 0.05

@@ -421,7 +421,7 @@ async def test_callbacks(logged: list[str]) -> None:
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
-        url = f"http://127.0.0.1:{site.port}/cb?token={SIGNED}"
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}/cb?token={SIGNED}"
         async with KlingVoiceClient(
             emulator.credentials, base_url=emulator.base_url, callbacks=receiver
         ) as client:

@@ -68,7 +68,11 @@ def create(**changed: Any) -> object:
             lambda: create(voice_url="f" * 500),
             f"voice_url must be an http(s) URL with a host, not '{'f' * 199}.",
         ),
-        (lambda: create(video_id=""), "video_id must be a non-empty string, not an empty string."),
+        (lambda: create(video_id=""), "video_id is empty."),
+        (lambda: create(voice_name="", video_id="v"), "voice_name is empty."),
+        (lambda: create(voice_url=""), "voice_url is empty."),
+        (lambda: get_call(""), "task_id is empty."),
+        (lambda: delete_call(""), "voice_id is empty."),
         (lambda: create(video_id=5), "video_id must be a non-empty string, not int."),
         (
             lambda: create(video_id="\ud800"),
@@ -107,6 +111,7 @@ def test_refused_arguments(build: Callable[[], object], text: str) -> None:
     assert str(caught.value).endswith(".")
 
 
+BASE_URL = "base_url (or KLING_BASE_URL)"
 LOOPBACK = "is neither that nor this machine (127.0.0.1, localhost)."
 
 
@@ -115,15 +120,32 @@ LOOPBACK = "is neither that nor this machine (127.0.0.1, localhost)."
     [
         (
             lambda: base_url("kling"),
-            "base_url must be a URL such as https://api-singapore.klingai.com.",
+            f"{BASE_URL} must be a URL such as https://api-singapore.klingai.com, not 'kling'.",
+        ),
+        (
+            lambda: base_url(NEVER),
+            f"{BASE_URL} must be a URL such as https://api-singapore.klingai.com, not None.",
+        ),
+        (
+            lambda: base_url("htps://me:5ecret@a.b/c?sig=5ecret"),
+            f"{BASE_URL} must be a URL such as https://api-singapore.klingai.com, not"
+            " 'htps://***@a.b/c?***'.",
+        ),
+        (
+            lambda: base_url("me:5ecret\n@a.b"),
+            f"{BASE_URL} must be a URL such as https://api-singapore.klingai.com, not '***@a.b'.",
+        ),
+        (
+            lambda: base_url("https://me:5ecret@a.b"),
+            f"{BASE_URL} must have no user, no query and no fragment, as 'https://***@a.b' has.",
         ),
         (
             lambda: base_url("https://a.b?c"),
-            "base_url must have no user, no query and no fragment.",
+            f"{BASE_URL} must have no user, no query and no fragment, as 'https://a.b?***' has.",
         ),
         (
             lambda: base_url("http://a.b"),
-            f"base_url must be https, since keys travel to it; http://a.b {LOOPBACK}",
+            f"{BASE_URL} must be https, since keys travel to it; http://a.b {LOOPBACK}",
         ),
         (lambda: ApiKey(""), "ApiKey: key must be a non-empty string."),
         (
@@ -185,6 +207,7 @@ def envelope(data: str) -> bytes:
 @pytest.mark.parametrize(
     ("status", "headers", "body", "why"),
     [
+        (300, {}, b"", "it redirects, which is never followed, since the token would go along"),
         (302, {}, b"", "it redirects, which is never followed, since the token would go along"),
         (399, {}, b"", "it redirects, which is never followed, since the token would go along"),
         (400, {"Content-Type": "text/HTML"}, b"", "it is an HTML page, as gateways send"),

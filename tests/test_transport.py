@@ -773,7 +773,7 @@ async def test_queueing_costs_no_timeout(make_client: MakeClient) -> None:
 
 
 async def test_queueing_counts_for_another_attempt(make_client: MakeClient) -> None:
-    """An attempt after the first one queues no longer than ``max_elapsed``, and is not sent then."""
+    """A later attempt queues no longer than ``max_elapsed`` allows, and is not sent after that."""
     broken = envelope(code=5000, status=500)
     async with (
         Server([broken, slow(3.0)]) as server,

@@ -52,7 +52,7 @@ async def serve() -> AsyncIterator[Serve]:
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
-        return f"http://127.0.0.1:{site.port}/trial.mp3?sign=a%2Fb&x=1"
+        return f"http://127.0.0.1:{runner.addresses[0][1]}/trial.mp3?sign=a%2Fb&x=1"
 
     yield start
     for runner in runners:
@@ -176,7 +176,7 @@ async def test_a_bomb(session: aiohttp.ClientSession, serve: Serve, tmp_path: Pa
     """The cap counts unpacked bytes."""
 
     async def bomb(request: web.Request) -> web.StreamResponse:
-        response = web.Response(body=bytes(50_000_000))
+        response = web.Response(body=bytes(50_000_000), zlib_executor_size=10**9)
         response.enable_compression()
         return response
 

@@ -250,6 +250,17 @@ class TestSchedule:
         assert now() == 10.0
 
     @driven
+    async def test_no_last_look_at_the_deadline(self) -> None:
+        """If the last look fails and the next tick is the deadline, nothing is asked then."""
+        vendor = Vendor([job("t")])
+        vendor.latency = lambda call: 0.6 if now() < 8.5 else 0.01
+        vendor.fault = lambda call: ConnectionFailedError("reset") if now() > 8.9 else None
+        with pytest.raises(WaitTimeoutError):
+            await watching(vendor).wait("t", timeout=10.0)
+        assert vendor.singles[-2:] == [8.0, 9.0]
+        assert now() == 10.0
+
+    @driven
     async def test_an_outage_blinds_no_longer_than_it_lasts(self) -> None:
         """Waits whose vendor stalls in their second quarter look again long before their end."""
         vendor = Vendor([job(f"t{i}", ends=40.0, hidden=True) for i in range(60)])
@@ -1822,7 +1833,7 @@ class TestCallbacks:
 
 
 class TestIdsThatCollide:
-    """A wait ends with its own task, though another one's external id is the same as its task_id."""
+    """A wait ends with its own task, though another's external id is the same as its task_id."""
 
     OTHER = told("u", "succeed", task_info={"external_task_id": "t"})
 
@@ -1861,7 +1872,11 @@ class TestIdsThatCollide:
         vendor = Vendor([job("u", ends=2.5, external="t"), job("t", ends=4.5)])
         vendor.fault = lambda call: ConnectionFailedError("reset") if now() < 1.5 else None
         watcher = watching(vendor)
-        tasks = [told("t"), told("u", task_info={"external_task_id": "t"}), "t"]
+        tasks: list[VoiceTask | str] = [
+            told("t"),
+            told("u", task_info={"external_task_id": "t"}),
+            "t",
+        ]
         waits: dict[int, asyncio.Task[VoiceTask]] = {}
         for number in order:
             waits[number] = asyncio.create_task(watcher.wait(tasks[number], timeout=60.0))

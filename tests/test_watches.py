@@ -136,7 +136,8 @@ class TestWatch:
     @pytest.mark.parametrize("newer_is_absorbed", [True, False])
     def test_two_become_one(self, newer_is_absorbed: bool) -> None:
         """Of two watches of one task the newer state counts, and everyone gets to know it."""
-        watch, other = Watch("t", 5.0), Watch("e", 3.0)
+        seen = (3.0, 5.0) if newer_is_absorbed else (5.0, 3.0)
+        watch, other = Watch("t", seen[0]), Watch("e", seen[1])
         ours, theirs = waiter(), waiter()
         at(watch, ours)
         at(other, theirs)
@@ -197,6 +198,14 @@ class TestLook:
         look.drop(other)
         with pytest.raises(asyncio.CancelledError):
             await look.task
+
+    def test_it_is_what_a_prompt_asked_for(self) -> None:
+        """Nothing is urgent before a callback asks for it, nor once a look has begun."""
+        watch = Watch("a", 0.0)
+        assert not watch.urgent
+        watch.urgent = True
+        Look([watch], 7.0)
+        assert not watch.urgent
 
     @driven
     async def test_it_does_not_end_itself(self) -> None:

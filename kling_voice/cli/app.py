@@ -267,7 +267,8 @@ def batch(
         int,
         Parameter(
             validator=validators.Number(gte=0),
-            help="How often a task that ended as failed is tried again, as a new task.",
+            help="How often a task that ended as failed is tried again, as a new task; counted over"
+            " all runs of the batch.",
         ),
     ] = 0,
     timeout: Timeout = 600.0,

@@ -7,6 +7,7 @@ talks to the vendor.
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,15 +41,19 @@ class Entry:
 
 @frozen
 class Problem:
-    """Why a line of a manifest is bad.
+    """Why a manifest, or a line of it, is bad.
 
     Attributes:
-        where: The line, or the file.
+        where: The line, or the file in a folder; empty for the manifest itself.
         what: What is wrong with it.
     """
 
     where: str
     what: str
+
+    def told(self, name: str) -> str:
+        """Tell it of a manifest of that name."""
+        return f"{name}, {self.where}: {self.what}" if self.where else f"{name} {self.what}"
 
 
 @frozen
@@ -79,15 +84,32 @@ def read_manifest(path: Path, batch_id: str) -> tuple[list[Entry], list[Problem]
         folder, rows = path.parent, read_text(path.read_bytes(), read_json_lines)
     else:
         path.open("rb").close()  # one that is missing is told as missing
-        return [], [Problem("its name", "must end in .csv or .jsonl, or be that of a folder")]
-    return check_rows(rows, folder, batch_id)
+        return [], [Problem("", "is no manifest: it must end in .csv or .jsonl, or be a folder")]
+    entries, problems = check_rows(rows, folder, batch_id)
+    if not entries and not problems:
+        what = "no .mp3, .wav, .mp4 or .mov" if path.is_dir() else "no requests"
+        problems.append(Problem("", f"holds {what}"))
+    return entries, problems
 
 
 def read_folder(folder: Path) -> Iterator[Row]:
     """Give a row for each recording in a folder, named by its file name."""
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in CONTENT_TYPES and not path.name.startswith("."):
+    for path in sorted(_listed(folder)):
+        if _is_recording(path):
             yield Row(path.name, {"voice_name": path.stem, "voice_file": path.name})
+
+
+def count_others(folder: Path) -> int:
+    """Count what a folder holds besides recordings: other files, and folders."""
+    return sum(not _is_recording(path) for path in _listed(folder))
+
+
+def _listed(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _is_recording(path: Path) -> bool:
+    return path.suffix.lower() in CONTENT_TYPES
 
 
 def read_text(
@@ -135,9 +157,14 @@ def read_csv(text: str) -> Iterator[Row | Problem]:
 
 
 def _bad_header(columns: list[str]) -> str | None:
-    for column in columns:
-        if column not in COLUMNS:
-            return f"{column!r} is no column; the columns are {', '.join(COLUMNS)}"
+    unknown = [column for column in columns if column not in COLUMNS]
+    if unknown:
+        hint = ""
+        if any(part in COLUMNS for part in re.split(r"[;\t|]", unknown[0])):
+            hint = " (separate by commas)"
+        elif len(unknown) == len(columns):
+            hint = " (is the header line missing?)"
+        return f"{unknown[0]!r} is no column{hint}; the columns are {', '.join(COLUMNS)}"
     if len(set(columns)) < len(columns):
         return "names a column twice"
     return None if "voice_name" in columns else "must name the column voice_name"
@@ -185,8 +212,6 @@ def check_rows(
             problems.append(
                 Problem(row.where, f"repeats {same.where}: give one of them another key")
             )
-    if not entries and not problems:
-        problems.append(Problem("it", "holds no requests"))
     return list(entries.values()), problems
 
 

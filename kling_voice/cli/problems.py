@@ -1,5 +1,7 @@
 """What went wrong, in a line or two that say what to do, and the exit status that goes with it."""
 
+from collections.abc import Callable
+
 from kling_voice.cli.console import complain, say
 from kling_voice.errors import (
     ConfigurationError,
@@ -8,6 +10,7 @@ from kling_voice.errors import (
     TaskFailedError,
     WaitTimeoutError,
 )
+from kling_voice.models import VoiceRequest
 
 DONE = 0
 FAILED = 1
@@ -23,14 +26,18 @@ class InterruptedCommandError(Exception):
     """Ctrl-C ended the command; the text says how to go on."""
 
 
-def report(error: Exception) -> int:
+def report(error: Exception, tell: Callable[[BaseException], str] | None = None) -> int:
     """Tell an error on stderr and give the exit status.
+
+    Args:
+        error: What ended the command.
+        tell: Puts an error of the package's into words; :func:`in_words` by default.
 
     Raises:
         Exception: *error* itself, if it is not a foreseeable one.
     """
     if isinstance(error, KlingError):
-        complain(in_words(error))
+        complain((tell or in_words)(error))
         if isinstance(error, WaitTimeoutError) and error.task is not None:
             say(f"Wait on with: kling-voice wait {error.task.task_id}")
         return USAGE if isinstance(error, ConfigurationError | InvalidRequestError) else FAILED
@@ -46,16 +53,38 @@ def report(error: Exception) -> int:
     raise error
 
 
-def reason(error: BaseException) -> str:
-    """Tell in a few words why one voice of many failed."""
-    if isinstance(error, TaskFailedError) and error.task is not None:
-        return error.task.task_status_msg or "the vendor gives no reason"
-    return in_words(error)
-
-
 def in_words(error: BaseException) -> str:
     """Tell an error in the words of the command line."""
     text = str(error) or type(error).__name__
     if isinstance(error, TaskFailedError):
         return text
+    if isinstance(error, ConfigurationError):
+        return text.replace(
+            "pass credentials=ApiKey(...) or AccessKey(..., ...)", "try it with --emulator"
+        )
     return text.replace("external_task_id=", "--external-task-id ")
+
+
+def reason(error: BaseException, request: VoiceRequest) -> str:
+    """Tell in a few words why one voice of a batch failed."""
+    if isinstance(error, TaskFailedError) and error.task is not None:
+        return error.task.task_status_msg or "the vendor gives no reason"
+    text = in_batch(error)
+    if request.external_task_id is None:
+        own_id = getattr(error, "external_task_id", None)
+        text = text.replace(
+            f"external_task_id {own_id!r} is taken",
+            f"the id made of its key {request.key!r} is taken",
+        ).replace("Use another external_task_id", "Give it another key")
+    return text
+
+
+def in_batch(error: BaseException) -> str:
+    """Tell an error in a batch's words: its ids are derived, and no option names one."""
+    own_id = getattr(error, "external_task_id", None)
+    text = str(error) or type(error).__name__
+    return (
+        text.replace(f" (external_task_id={own_id!r})", "")
+        .replace(f"call again with external_task_id={own_id!r}", "run the same command again")
+        .replace("so call again then", "so run the same command again then")
+    )

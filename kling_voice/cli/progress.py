@@ -86,15 +86,15 @@ class Progress:
         if self._live is not None:
             self._live.stop()
 
-    def result(self, name: str, *, voice_id: str | None, why: str) -> None:
-        """Note a result: a voice, or the reason why there is none."""
+    def result(self, name: str, *, voice_id: str | None, status: str, why: str) -> None:
+        """Note a result: a voice, or what became of it instead and why."""
         self._pace.tick()
         if voice_id is None:
             self.failed += 1
         else:
             self.done += 1
         if voice_id is None:
-            say(clean(f"{self._count()} {name}: failed: {why}"), style="red")
+            say(clean(f"{self._count()} {name}: {status}: {why}"), style="red")
         elif self._live is None:
             say(clean(f"{self._count()} {name}: voice {voice_id}"))
 

@@ -7,9 +7,11 @@ appends; so there is one line for each request in the end.
 
 import json
 import os
+import re
 import secrets
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
+from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,6 +22,8 @@ from kling_voice.models import CloneResult
 from kling_voice.protocol import is_loopback
 
 Line = dict[str, Any]
+Place = str | tuple[str, str]
+"""A line's place: its request's id, with its name if the request has another name by now."""
 
 _FIELDS = {
     "voice_name",
@@ -50,8 +54,38 @@ def line_of(result: CloneResult, external_task_id: str) -> Line:
         "task_status": str(task.task_status) if task is not None else None,
         "voice_id": voice.voice_id if voice is not None else None,
         "trial_url": voice.trial_url if voice is not None else None,
+        "units": _units(task.final_unit_deduction) if task is not None else None,
         "error": None if error is None else _error(error),
     }
+
+
+def _units(units: Decimal | None) -> str | None:
+    return None if units is None else f"{units:f}"
+
+
+def units_of(line: Line) -> Decimal:
+    """Give the units that were deducted for a line's task; 0 if it does not tell."""
+    told = line.get("units")
+    if isinstance(told, str) and re.fullmatch(r"[0-9]+(\.[0-9]+)?", told):
+        return Decimal(told)
+    return Decimal(0)
+
+
+def status_of(line: Line) -> str:
+    """Give the status of a line's task, or what became of its create if there is no task."""
+    if line["task_status"] is not None:
+        return str(line["task_status"])
+    return "unknown" if _of_error(line, "outcome") == "unknown" else "not created"
+
+
+def is_failed_task(line: Line) -> bool:
+    """Tell whether a line is of a task that ended as failed, which it stays."""
+    return bool(_of_error(line, "type") == "TaskFailedError")
+
+
+def _of_error(line: Line, name: str) -> Any:
+    error = line["error"]
+    return error.get(name) if isinstance(error, dict) else None
 
 
 def _error(error: Exception) -> Line:
@@ -103,20 +137,21 @@ def parse_results(content: bytes, name: str) -> list[Line]:
 
 def keep(
     lines: Iterable[Line],
-    ids: Collection[str],
+    names: Mapping[str, str],
     prefix: str,
     name: str,
     *,
     emulator: bool = False,
     local: bool = False,
-) -> dict[str, Line]:
+) -> dict[Place, Line]:
     """Choose the lines that stay: those of voices that are done, by their request's id.
 
-    A voice whose request has left the manifest stays, too, since it was paid for.
+    A voice whose request has left the manifest, or has another name by now, stays, too, since it
+    was paid for.
 
     Args:
         lines: What the file holds.
-        ids: The ids of the manifest's requests.
+        names: The ``voice_name`` of each of the manifest's requests, by its id.
         prefix: What the ids of this batch begin with.
         name: The file's name.
         emulator: Whether an emulator was started for this run.
@@ -126,13 +161,14 @@ def keep(
         UsageError: The file is another batch's, or an emulator's and this run is not (or the
             other way round).
     """
-    kept: dict[str, Line] = {}
+    kept: dict[Place, Line] = {}
     for line in lines:
-        request = request_of(line, ids)
+        request = request_of(line, names)
         if request is None and not line["external_task_id"].startswith(prefix):
             raise UsageError(
-                f"{name} holds results of another batch ({line['external_task_id']!r}): name"
-                " another --output, or the --batch-id of that batch."
+                f"{name} holds results of another batch (one has the external_task_id"
+                f" {line['external_task_id']!r}); nothing was created. Name another --output, or"
+                " give the --batch-id of the run that wrote it: by default its manifest's name."
             )
         if line["voice_id"] is None:
             continue
@@ -140,8 +176,15 @@ def keep(
         if (emulator and not emulated) or (emulated and not emulator and not local):
             whose = "an emulator" if emulated else "the vendor"
             raise UsageError(f"{name} holds results of {whose}: name another --output.")
-        kept[request or line["external_task_id"]] = line
+        place: Place = request or line["external_task_id"]
+        if request is not None and not _same(line["voice_name"], names[request]):
+            place = request, str(line["voice_name"])
+        kept[place] = line
     return kept
+
+
+def _same(one: object, other: str) -> bool:
+    return isinstance(one, str) and one.strip() == other.strip()
 
 
 def _is_emulated(line: Line) -> bool:
@@ -154,14 +197,17 @@ def _is_emulated(line: Line) -> bool:
 class ResultsFile:
     """A results file that is open for appending, as a context manager.
 
+    One that it has made, and that has no line in the end, is removed.
+
     Attributes:
         path: Where it is.
-        lines: The line of each request that has one, by the request's id.
+        lines: The line of each request that has one, by the request's id, and others that stay.
     """
 
-    def __init__(self, path: Path, lines: Mapping[str, Line]) -> None:
+    def __init__(self, path: Path, lines: Mapping[Place, Line]) -> None:
         self.path = path
-        self.lines: dict[str, Line] = dict(lines)
+        self.lines: dict[Place, Line] = dict(lines)
+        self._made = False
 
     def __enter__(self) -> Self:
         content = "".join(map(_dump, self.lines.values()))
@@ -169,6 +215,7 @@ class ResultsFile:
         try:
             if not self.path.exists() or self.path.read_bytes() != encoded:
                 _replace(self.path, encoded)
+                self._made = True
             self._file = self.path.open("ab")
         except OSError as error:
             raise UsageError(
@@ -183,6 +230,9 @@ class ResultsFile:
         traceback: TracebackType | None,
     ) -> None:
         self._file.close()
+        if self._made and not self.lines:
+            with suppress(OSError):
+                self.path.unlink()
 
     def append(self, request: str, line: Line) -> None:
         """Write the line of a request, and see that it leaves this process.

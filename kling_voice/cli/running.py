@@ -15,17 +15,35 @@ from rich.text import Text
 
 from kling_voice.cli.connection import connected, host_url
 from kling_voice.cli.console import clean, complain, say, show, show_json
-from kling_voice.cli.manifest import Entry, read_manifest
-from kling_voice.cli.problems import DONE, FAILED, INTERRUPTED, UsageError, reason, report
+from kling_voice.cli.manifest import Entry, count_others, read_manifest
+from kling_voice.cli.problems import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    UsageError,
+    in_batch,
+    reason,
+    report,
+)
 from kling_voice.cli.progress import Progress, duration
-from kling_voice.cli.results import Line, ResultsFile, keep, line_of, load_results
+from kling_voice.cli.results import (
+    Line,
+    ResultsFile,
+    is_failed_task,
+    keep,
+    line_of,
+    load_results,
+    status_of,
+    units_of,
+)
 from kling_voice.cli.views import show_rows
 from kling_voice.errors import ConfigurationError, KlingError
 from kling_voice.identity import batch_prefix
-from kling_voice.protocol import is_loopback
+from kling_voice.protocol import concerns_account, is_loopback
 
 _ROWS = 25  # of the table in the end
 _REASONS = 10  # failures that the end repeats
+_COLOURS = {"succeed": "green", "failed": "red", "not created": "red"}
 
 
 @define
@@ -41,7 +59,7 @@ class Run:
         timeout: Seconds from an accepted create to the task's end; ``None`` for ever.
         host: The bucket for recordings.
         emulator: Whether to start an emulator.
-        units: Deducted for the results of this run.
+        before: How many voices were done before this run.
         reasons: Why requests failed, in a few words, by their ids.
     """
 
@@ -53,13 +71,21 @@ class Run:
     timeout: float | None
     host: str | None
     emulator: bool
-    units: Decimal = Decimal(0)
+    before: int = field(init=False)
     reasons: dict[str, str] = field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        self.before = self.voices
 
     @property
     def voices(self) -> int:
         """How many of the manifest's requests have their voice."""
         return sum(self._line(entry).get("voice_id") is not None for entry in self.entries)
+
+    @property
+    def units(self) -> Decimal:
+        """The units that were deducted for the manifest's requests, in this run or before."""
+        return sum((units_of(self._line(entry)) for entry in self.entries), Decimal(0))
 
     @property
     def failures(self) -> list[Line]:
@@ -95,13 +121,12 @@ class Run:
                     external_task_id = left[result.request]
                     line = line_of(result, external_task_id)
                     self.results.append(external_task_id, line)
-                    if result.task is not None:
-                        self.units += result.task.final_unit_deduction or 0
                     if result.error is not None:
-                        self.reasons[external_task_id] = reason(result.error)
+                        self.reasons[external_task_id] = reason(result.error, result.request)
                     progress.result(
                         result.request.voice_name,
                         voice_id=line["voice_id"],
+                        status=status_of(line),
                         why=self.reasons.get(external_task_id, ""),
                     )
 
@@ -120,7 +145,8 @@ class Run:
     def show(self, seconds: float) -> None:
         """Tell people how it ended: a table, or the failures of a large batch, and the figures."""
         if len(self.entries) <= _ROWS:
-            show_rows(["voice_name", "task_status", "voice_id"], map(self._row, self.entries))
+            columns = ["voice_name", "task_status", "voice_id", "reason"]
+            show_rows(columns, map(self._row, self.entries))
         else:
             failed = [entry for entry in self.entries if entry.external_task_id in self.reasons]
             for entry in failed[:_REASONS]:
@@ -128,19 +154,26 @@ class Run:
                 show(clean(f"{entry.where}, {entry.request.voice_name}: {why}"))
             if len(failed) > _REASONS:
                 show(f"… and {len(failed) - _REASONS} more failures")
+        before = f" ({self.before} of them done before)" if self.before else ""
         show(
-            f"{_count(self.voices, 'voice')}, {_count(len(self.failures), 'failure')},"
-            f" {self.units} units deducted, {duration(seconds)} passed."
+            f"{_count(self.voices, 'voice')}{before}, {_count(len(self.failures), 'failure')},"
+            f" {self.units} units deducted in all, {duration(seconds)} passed."
         )
-        show(clean(f"Results: {self.results.path} (batch id {self.batch_id!r})"))
+        results = f"Results: {self.results.path}" if self.results.lines else "No results"
+        show(clean(f"{results} (batch id {self.batch_id!r})"))
 
     def _row(self, entry: Entry) -> list[Text]:
-        voice_id = self._line(entry).get("voice_id")
-        why = self.reasons.get(entry.external_task_id, "")
-        status = Text("not done", "yellow")
-        if voice_id or why:
-            status = Text("succeed", "green") if voice_id else Text("failed", "red")
-        return [Text(clean(entry.request.voice_name)), status, Text(clean(voice_id or why))]
+        line = self._line(entry)
+        status = status_of(line) if line else "not done"
+        cells = [
+            entry.request.voice_name,
+            status,
+            line.get("voice_id") or "",
+            self.reasons.get(entry.external_task_id, ""),
+        ]
+        name, told, voice_id, why = [Text(clean(cell)) for cell in cells]
+        told.style = _COLOURS.get(status, "yellow")
+        return [name, told, voice_id, why]
 
 
 def run_batch(
@@ -172,7 +205,7 @@ def run_batch(
     path = output or Path(f"{stem}.emulator.jsonl" if emulator else f"{stem}.results.jsonl")
     kept = keep(
         load_results(path),
-        {entry.external_task_id for entry in entries},
+        {entry.external_task_id: entry.request.voice_name for entry in entries},
         batch_prefix(batch_id),
         str(path),
         emulator=emulator,
@@ -190,7 +223,7 @@ def run_batch(
             host=host,
             emulator=emulator,
         )
-        before = f", {run.voices} of them done before" if run.voices else ""
+        before = f", {run.before} of them done before" if run.before else ""
         say(clean(f"Batch {batch_id!r}: {_count(len(entries), 'request')}{before}; into {path}"))
         return _carry_out(run, json=json)
 
@@ -220,14 +253,32 @@ def _carry_out(run: Run, *, json: bool) -> int:
     else:
         run.show(seconds)
     if problem is not None:
-        status = report(problem)
-        say("Run the same command again to go on; nothing is created twice.")
+        status = report(problem, in_batch)
+        first = "Correct that first; then run" if concerns_account(problem) else "Run"
+        say(f"{first} the same command again to go on; nothing is created twice.")
         return status
     if run.failures:
-        hint = "" if run.retry_failed else " Add --retry-failed 1 for tasks that ended as failed."
-        say(f"Run the same command again to try the failures again.{hint}")
+        say(_way_on(run))
         return FAILED
     return DONE
+
+
+def _way_on(run: Run) -> str:
+    """Tell what to do about the failures of a run."""
+    failed = sum(map(is_failed_task, run.failures))
+    parts = []
+    if failed < len(run.failures):
+        others = "the other" if failed else "the"
+        parts.append(
+            f"Run the same command again to try {others} failures again; nothing is created twice."
+        )
+    if failed:
+        parts.append(
+            f"{_count(failed, 'task')} ended as failed, for which nothing is deducted; the same"
+            " command does not try them again. Mend the cause and run it with"
+            f" --retry-failed {run.retry_failed + 1}."
+        )
+    return " ".join(parts)
 
 
 def _read(manifest: Path, batch_id: str) -> list[Entry]:
@@ -235,10 +286,14 @@ def _read(manifest: Path, batch_id: str) -> list[Entry]:
         entries, problems = read_manifest(manifest, batch_id)
     except OSError as error:
         raise UsageError(f"{manifest} cannot be read: {error.strerror}.") from None
+    name = str(manifest if manifest.name else manifest.resolve())
     for problem in problems:
-        complain(f"{manifest}, {problem.where}: {problem.what}")
+        complain(problem.told(name))
     if problems:
-        raise UsageError(f"{_count(len(problems), 'problem')} in {manifest}; nothing was created.")
+        raise UsageError(f"{_count(len(problems), 'problem')} in {name}; nothing was created.")
+    if manifest.is_dir() and (others := count_others(manifest)):
+        skipped = f"{_count(len(entries), 'recording')}; {_count(others, 'other')} skipped"
+        say(clean(f"{name}: {skipped}"))
     return entries
 
 

@@ -126,7 +126,7 @@ class Faults:
         self.injected: Counter[Fault | int] = Counter()
         self._kinds = [_kind(kind) for kind in kinds]
         self._calls = frozenset(calls)
-        self._script = {call: _plan(entries) for call, entries in script.items()}
+        self._script = {call: _plan(call, entries) for call, entries in script.items()}
         self._seen: Counter[str] = Counter()
         self._draws = {call: random.Random(f"{seed} {call}") for call in CALLS}
 
@@ -152,6 +152,8 @@ def _kind(kind: Fault | str | int) -> Fault | int:
     return kind
 
 
-def _plan(entries: _Script) -> dict[int, Fault | int]:
-    numbered = entries.items() if isinstance(entries, Mapping) else enumerate(entries, start=1)
-    return {number: _kind(kind) for number, kind in numbered if kind is not None}
+def _plan(call: str, entries: _Script) -> dict[int, Fault | int]:
+    plan = dict(entries if isinstance(entries, Mapping) else enumerate(entries, start=1))
+    if wrong := [number for number in plan if not isinstance(number, int) or number < 1]:
+        raise ValueError(f"script: the requests of {call!r} are numbered from 1, not {wrong[0]!r}")
+    return {number: _kind(kind) for number, kind in plan.items() if kind is not None}

@@ -21,6 +21,7 @@ from urllib.parse import unquote
 import aiohttp
 from aiohttp import web
 from attrs import evolve, field, frozen
+from yarl import URL
 
 from kling_voice.auth import AccessKey
 from kling_voice.emulator.account import Account, ListOrder, State, Task, TaskView
@@ -147,6 +148,13 @@ class Emulator:
             require_tinytag()
         if prefix and (not prefix.startswith("/") or prefix.endswith("/")):
             raise ValueError(f"prefix begins with a slash and does not end with one: {prefix!r}")
+        _check_kind("faults", faults, Faults, "None or Faults, such as Faults(0.2)")
+        _check_kind("credentials", credentials, AccessKey, "None or an AccessKey")
+        _check_kind("api_key", api_key, str, "None or a string")
+        if fail_when is not None and not callable(fail_when):
+            raise TypeError(f"fail_when must be None or a function, not {fail_when!r}")
+        _check_limit(concurrency_limit)
+        _check_life(task_seconds)
         self.credentials: AccessKey = credentials or AccessKey(
             access_key=secrets.token_hex(16), secret_key=secrets.token_hex(16)
         )
@@ -203,7 +211,8 @@ class Emulator:
             await self._runner.cleanup()
             raise
         self._port = self._runner.addresses[0][1]
-        self.base_url = f"{site.name}{self._prefix}"
+        port = self._runner.addresses[0][1]  # older versions of aiohttp do not name it in the site
+        self.base_url = f"{URL.build(scheme='http', host=self._host, port=port)}{self._prefix}"
         self._shapes.base_url = self.base_url
         self._session = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
         self._callbacks.start(self._session)
@@ -511,6 +520,29 @@ class Emulator:
 
     def _respond(self, answer: _Answer) -> web.Response:
         return web.Response(body=answer.body, status=answer.status, headers=self._headers(answer))
+
+
+def _check_kind(name: str, value: object, kind: type, wanted: str) -> None:
+    if value is not None and not isinstance(value, kind):
+        raise TypeError(f"{name} must be {wanted}, not {type(value).__name__}")
+
+
+def _check_limit(limit: object) -> None:
+    if limit is None:
+        return
+    if not isinstance(limit, int) or isinstance(limit, bool):
+        raise TypeError(f"concurrency_limit must be None or a whole number, not {limit!r}")
+    if limit < 1:
+        raise ValueError(f"concurrency_limit must be 1 or more, not {limit}")
+
+
+def _check_life(seconds: object) -> None:
+    if callable(seconds):
+        return
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool):
+        raise TypeError(f"task_seconds must be a number or a function, not {seconds!r}")
+    if not seconds >= 0:  # nor NaN
+        raise ValueError(f"task_seconds must not be negative, got {seconds}")
 
 
 def _route(method: str, path: str) -> tuple[str | None, str]:

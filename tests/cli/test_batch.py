@@ -41,8 +41,8 @@ async def test_folder_through_s3(kv: Run, bucket: str, server: Emulator, tmp_pat
     assert ended.status == 0
     assert "Batch 'cast': 3 requests" in ended.err
     assert "3/3 " in ended.err
-    assert ended.out.splitlines()[0] == "voice_name\ttask_status\tvoice_id"
-    assert "3 voices, 0 failures, 0.15 units deducted" in ended.out
+    assert ended.out.splitlines()[0] == "voice_name\ttask_status\tvoice_id\treason"
+    assert "3 voices, 0 failures, 0.15 units deducted in all" in ended.out
     lines = results(tmp_path / "cast.results.jsonl")
     assert sorted(line["voice_name"] for line in lines) == ["ada", "alan", "james"]
     assert {line["task_status"] for line in lines} == {"succeed"}
@@ -53,6 +53,7 @@ async def test_folder_through_s3(kv: Run, bucket: str, server: Emulator, tmp_pat
     assert again.status == 0
     assert "3 requests, 3 of them done before" in again.err
     assert again.json["voices"] == 3
+    assert again.json["units_deducted"] == "0.15"
     assert results(tmp_path / "cast.results.jsonl") == lines
     assert server.created == 3
 
@@ -73,7 +74,10 @@ async def test_failures_and_retries(kv: Run, server: Emulator, tmp_path: Path) -
         "units_deducted": "0.10",
     }
     assert "Voice 1: failed: noise" in first.err
-    assert "--retry-failed 1" in first.err
+    assert first.err.endswith(
+        "\n1 task ended as failed, for which nothing is deducted; the same command does not try"
+        " them again. Mend the cause and run it with --retry-failed 1.\n"
+    )
     (failed,) = [line for line in results(tmp_path / "r.jsonl") if line["voice_id"] is None]
     assert failed["task_status"] == "failed"
     assert failed["error"]["type"] == "TaskFailedError"
@@ -90,6 +94,137 @@ async def test_failures_and_retries(kv: Run, server: Emulator, tmp_path: Path) -
     assert len(lines) == 3
     assert sorted(line["key"] for line in lines) == ["0", "1", "2"]
     assert all(line["voice_id"] for line in lines)
+
+
+def test_tasks_that_failed_again(here: Here, server: Emulator, tmp_path: Path) -> None:
+    """The number counts over the batch's life, so one more is advised than was given."""
+    server.fail_when = lambda body: "noise"
+    write_csv(tmp_path / "cast.csv", server, 2)
+    ended = here("batch", "cast.csv", "--retry-failed", "1")
+    assert server.created == 4
+    assert "2 tasks ended as failed, " in ended.err
+    assert ended.err.endswith("Mend the cause and run it with --retry-failed 2.\n")
+    server.fail_when = None
+    assert here("batch", "cast.csv", "--retry-failed", "1").status == 1
+    assert server.created == 4
+    assert here("batch", "cast.csv", "--retry-failed", "2").status == 0
+    assert server.created == 6
+
+
+def test_failures_of_both_kinds(here: Here, server: Emulator, tmp_path: Path) -> None:
+    """What was never created is tried again by the same command, and told in words of its own."""
+    server.fail_when = lambda body: "noise" if body["voice_name"] == "Voice 0" else None
+    server.faults = Faults(script={"create": {2: 1201}})
+    write_csv(tmp_path / "cast.csv", server, 3)
+    ended = here("batch", "cast.csv", "--concurrency", "1")
+    assert ended.status == 1
+    header, *rows = (line.split("\t") for line in ended.out.splitlines()[:4])
+    assert header == ["voice_name", "task_status", "voice_id", "reason"]
+    assert rows[0] == ["Voice 0", "failed", "", "noise"]
+    assert rows[1][:3] == ["Voice 1", "not created", ""]
+    assert rows[1][3].startswith("The vendor refused: ")
+    assert rows[2] == ["Voice 2", "succeed", server.tasks[1].voice_id, ""]
+    assert "2/3 Voice 1: not created: The vendor refused: " in ended.err
+    assert ended.err.splitlines()[-1] == (
+        "Run the same command again to try the other failures again; nothing is created twice. 1"
+        " task ended as failed, for which nothing is deducted; the same command does not try them"
+        " again. Mend the cause and run it with --retry-failed 1."
+    )
+    again = here("batch", "cast.csv")
+    assert server.created == 3
+    assert "2 voices (1 of them done before), 1 failure, 0.10 units deducted in all" in again.out
+
+
+def test_renamed_row(here: Here, server: Emulator, tmp_path: Path) -> None:
+    """A voice of the same key and another name is not the renamed row's; the key is blamed."""
+    path = tmp_path / "g.csv"
+    path.write_text("voice_name,video_id,key\nOne,829,k1\n")
+    assert here("batch", "g.csv").status == 0
+    (one,) = results(tmp_path / "g.results.jsonl")
+    path.write_text("voice_name,video_id,key\nTwo,829,k1\n")
+    for _ in range(2):
+        ended = here("batch", "g.csv")
+        assert ended.status == 1
+        assert "done before" not in ended.err
+        name, status, voice_id, reason = ended.out.splitlines()[1].split("\t")
+        assert (name, status, voice_id) == ("Two", "not created", "")
+        assert reason.startswith(
+            "The vendor refused: the id made of its key 'k1' is taken by a task with another"
+            " voice_name"
+        )
+        assert reason.endswith(
+            " Give it another key, unless this one was used a moment ago: reads may lag behind, so"
+            " run the same command again then. No voice was created and nothing is billed."
+        )
+        assert "external" not in ended.out + ended.err
+        assert [line["voice_name"] for line in results(tmp_path / "g.results.jsonl")] == [
+            "One",
+            "Two",
+        ]
+        assert ended.err.splitlines()[-1] == (
+            "Run the same command again to try the failures again; nothing is created twice."
+        )
+    path.write_text("voice_name,video_id,key\nOne,829,k1\nTwo,829,k2\n")
+    mended = here("batch", "g.csv")
+    assert mended.status == 0
+    assert "1 of them done before" in mended.err
+    assert results(tmp_path / "g.results.jsonl")[0] == one
+    assert server.created == 2
+
+
+def test_taken_id_of_a_row(here: Here, server: Emulator, tmp_path: Path) -> None:
+    """A row that names its external_task_id is told of that, which is a column, and no option."""
+    server.reserve_external_id("mine")
+    (tmp_path / "g.csv").write_text("voice_name,video_id,external_task_id\nOne,829,mine\n")
+    ended = here("batch", "g.csv")
+    assert ended.status == 1
+    assert "external_task_id 'mine' is taken by " in ended.out
+    assert "Use another external_task_id" in ended.out
+    assert "--external-task-id" not in ended.out + ended.err
+
+
+def test_unknown_outcome(here: Here, server: Emulator, tmp_path: Path) -> None:
+    """Of a voice that may exist the batch says that running it again gets it, and is right."""
+    server.faults = Faults(rate=1, kinds=["error_500_after"], calls=["create", "get"])
+    write_csv(tmp_path / "cast.csv", server, 1)
+    ended = here("batch", "cast.csv")
+    assert ended.status == 1
+    name, status, voice_id, reason = ended.out.splitlines()[1].split("\t")
+    assert (name, status, voice_id) == ("Voice 0", "unknown", "")
+    assert "run the same command again to get it; that cannot bill twice." in reason
+    assert "external" not in ended.out + ended.err
+    server.faults = None
+    assert here("batch", "cast.csv").status == 0
+    assert server.created == 1
+
+
+def test_skipped_files(here: Here, tmp_path: Path) -> None:
+    """What a folder holds besides recordings is counted on stderr."""
+    folder = tmp_path / "cast"
+    (folder / "more").mkdir(parents=True)
+    for path in recordings().values():
+        shutil.copy(path, folder)
+    (folder / ".hidden").touch()
+    one = here("batch", "cast", "--emulator")
+    (folder / "notes.txt").touch()
+    two = here("batch", "cast", "--emulator")
+    assert one.status == two.status == 0
+    assert one.err.startswith("cast: 3 recordings; 1 other skipped\nBatch 'cast': 3 requests")
+    assert two.err.startswith("cast: 3 recordings; 2 others skipped\n")
+
+
+def test_no_results_file_without_a_result(here: Here, server: Emulator, tmp_path: Path) -> None:
+    """A host that is none, and a key that is wrong, leave no empty results file behind."""
+    manifest = write_csv(tmp_path / "cast.csv", server, 2)
+    bad_host = here("batch", "cast.csv", "--host", "nonsense")
+    assert bad_host.status == 2
+    wrong_key = here("batch", "cast.csv", KLING_API_KEY="wrong")
+    assert wrong_key.status == 1
+    assert "No results (batch id 'cast')" in wrong_key.out
+    assert "Correct that first; then run the same command again to go on" in wrong_key.err
+    assert "external" not in wrong_key.out + wrong_key.err
+    assert list(tmp_path.iterdir()) == [manifest]
+    assert not server.created
 
 
 @pytest.mark.parametrize("server_options", [{"task_seconds": 0.4, "concurrency_limit": 2}])
@@ -166,13 +301,14 @@ def test_many_failures(here: Here, server: Emulator, tmp_path: Path) -> None:
     *failures, more, figures, _ = first.out.splitlines()
     assert failures == [f"line {n + 2}, Voice {n}: noise" for n in range(10)]
     assert more == "… and 2 more failures"
-    assert figures.startswith("14 voices, 12 failures, 0.70 units deducted, ")
+    assert figures.startswith("14 voices, 12 failures, 0.70 units deducted in all, ")
 
     server.fail_when = None
     again = here("batch", "cast.csv", "--retry-failed", "1")
     assert again.status == 0
     figures, _ = again.out.splitlines()
-    assert figures.startswith("26 voices, 0 failures, 0.60 units deducted, ")
+    told = "26 voices (14 of them done before), 0 failures, 1.30 units deducted in all, "
+    assert figures.startswith(told)
 
 
 def test_full_disk(
@@ -201,7 +337,11 @@ async def test_account_in_arrears(kv: Run, server: Emulator, tmp_path: Path) -> 
     ended = await kv("batch", "cast.csv", "--concurrency", "1", "--output", "r.jsonl")
     assert ended.status == 1
     assert "code 1101" in ended.err
-    assert "Run the same command again" in ended.err
+    assert ended.err.endswith(
+        "\nCorrect that first; then run the same command again to go on; nothing is created"
+        " twice.\n"
+    )
+    assert "external" not in ended.err
     assert len(results(tmp_path / "r.jsonl")) < 10
     server.faults = None
     again = await kv("batch", "cast.csv", "--output", "r.jsonl")
@@ -219,12 +359,15 @@ def test_bad_manifest(here: Here, server: Emulator, tmp_path: Path) -> None:
     )
     (tmp_path / "cast.jsonl").write_text('{"voice_name": 1}\n')
     (tmp_path / "cast.txt").write_text("?")
+    (tmp_path / "none.csv").write_text("voice_name\n")
     (tmp_path / "empty").mkdir()
     for name, told in {
         "cast.csv": ["Error: cast.csv, line 3: voice_name", "Error: cast.csv, line 4: "],
         "cast.jsonl": ["Error: cast.jsonl, line 1: voice_name must be a string"],
-        "cast.txt": ["must end in .csv or .jsonl"],
-        "empty": ["holds no requests"],
+        "cast.txt": ["Error: cast.txt is no manifest: it must end in .csv or .jsonl, or be a"],
+        "empty": ["Error: empty holds no .mp3, .wav, .mp4 or .mov"],
+        "none.csv": ["Error: none.csv holds no requests"],
+        ".": [f"Error: {tmp_path} holds no .mp3, .wav, .mp4 or .mov"],
         "no.csv": ["no.csv cannot be read: No such file"],
     }.items():
         ended = here("batch", name)

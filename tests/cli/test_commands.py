@@ -255,7 +255,7 @@ USAGE: dict[str, tuple[list[Any], str]] = {
     "NaN": (["wait", "x", "--timeout", "nan"], "timeout"),
     "bad limit": (["list", "--limit", "0"], "--limit"),
     "bad id": (["get", ".."], "must not be '..'"),
-    "empty id": (["wait", ""], "non-empty"),
+    "empty id": (["wait", ""], "is empty."),
     "unconfirmed": (["delete", "x"], "--yes"),
     "no path": (["download", "x"], "PATH"),
     "bad port": (["emulator", "--port", "99999"], "--port"),
@@ -288,9 +288,14 @@ async def test_usage_as_processes(kv: Run) -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"KLING_API_KEY": ""}, "KLING_API_KEY"),
+        (
+            {"KLING_API_KEY": ""},
+            "Error: No credentials: set KLING_API_KEY, or KLING_ACCESS_KEY and KLING_SECRET_KEY, or"
+            " try it with --emulator.\n",
+        ),
         ({"KLING_API_KEY": "", "KLING_ACCESS_KEY": "a"}, "KLING_SECRET_KEY"),
         ({"KLING_BASE_URL": "http://example.com"}, "https"),
+        ({"KLING_BASE_URL": "kling"}, "base_url (or KLING_BASE_URL) must be a URL such as "),
     ],
 )
 def test_settings(here: Here, changes: dict[str, str], told: str) -> None:

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from kling_voice.cli.manifest import Entry, Problem, read_csv, read_json_lines, read_manifest
+from kling_voice.cli.manifest import (
+    Entry,
+    Problem,
+    count_others,
+    read_csv,
+    read_json_lines,
+    read_manifest,
+)
 from kling_voice.emulator import recordings
 from kling_voice.identity import default_key, derived_id
 from kling_voice.models import VoiceRequest
@@ -55,7 +62,7 @@ def test_json_lines(tmp_path: Path) -> None:
 
 
 def test_folder(tmp_path: Path) -> None:
-    """A folder gives its recordings by file name; what is no recording is left out."""
+    """A folder gives its recordings by file name; what is no recording is left out and counted."""
     for path in recordings().values():
         shutil.copy(path, tmp_path)
     (tmp_path / "notes.txt").write_text("no recording")
@@ -64,6 +71,7 @@ def test_folder(tmp_path: Path) -> None:
     entries, problems = read_manifest(tmp_path, "batch")
     assert problems == []
     assert [entry.where for entry in entries] == ["ada.mp3", "alan.mp3", "james.wav"]
+    assert count_others(tmp_path) == 2  # the hidden one does not count
     assert [entry.request.voice_name for entry in entries] == ["ada", "alan", "james"]
     assert entries[0].request.voice_file == str(tmp_path / "ada.mp3")
 
@@ -89,12 +97,23 @@ def test_files_are_found_beside_the_manifest(tmp_path: Path) -> None:
 
 BAD_CSV = {
     "no such column": ("voice_name,url\nAda,x\n", ["line 1: 'url' is no column; the columns are"]),
-    "semicolons": ("voice_name;voice_url\n", ["line 1: 'voice_name;voice_url' is no column"]),
+    "semicolons": (
+        "voice_name;voice_url\nAda;x\n",
+        ["line 1: 'voice_name;voice_url' is no column (separate by commas); the columns are"],
+    ),
+    "tabs": (
+        "voice_name\tvoice_url\n",
+        ["line 1: 'voice_name\\tvoice_url' is no column (separate by commas); the columns are"],
+    ),
+    "no header": (
+        f"A,{URL}\nB,{URL}\n",
+        ["line 1: 'A' is no column (is the header line missing?); the columns are"],
+    ),
     "no name column": ("voice_url\nx\n", ["line 1: must name the column voice_name"]),
     "column twice": ("voice_name,key,key\n", ["line 1: names a column twice"]),
     "name too long": (
         f"voice_name,voice_url\n{'x' * 21},{URL}\nBob,{URL}\n,{URL}\n",
-        ["line 2: voice_name must have 1 to 20", "line 4: voice_name must be a non-empty"],
+        ["line 2: voice_name must have 1 to 20", "line 4: voice_name is empty."],
     ),
     "sources": (
         f"voice_name,voice_url,video_id,voice_file\nA,,,\nB,{URL},1,\nC,{URL},,x\nD,,1,x\n",
@@ -122,7 +141,7 @@ BAD_CSV = {
     "open quote": (f'voice_name,voice_url\n"Ada,{URL}\n', ["line 2: is not CSV: "]),
     "after a long cell": (
         f'voice_name,voice_url\n"Ada\nB",{URL}\n,{URL}\n',
-        ["line 4: voice_name must be"],
+        ["line 4: voice_name is empty."],
     ),
     "repeated": (
         f"voice_name,voice_url,key\nA,{URL},\nB,{URL},\nA,{URL},\nC,{URL},k\nD,{URL},k\n",
@@ -132,8 +151,8 @@ BAD_CSV = {
         f"voice_name,voice_url,external_task_id\nA,{URL},e\nB,{URL},e\n",
         ["line 3: repeats line 2"],
     ),
-    "empty": ("", ["it: holds no requests"]),
-    "header only": ("voice_name,voice_url\n", ["it: holds no requests"]),
+    "empty": ("", ["cast.csv holds no requests"]),
+    "header only": ("voice_name,voice_url\n", ["cast.csv holds no requests"]),
     "not UTF-8": (b"voice_name\nAd\xe9\n", ["line 2: is not UTF-8: save the file as UTF-8"]),
 }
 
@@ -142,7 +161,7 @@ BAD_CSV = {
 def test_bad_csv(tmp_path: Path, content: str | bytes, told: list[str]) -> None:
     """Every bad line is told with its number, and only those."""
     _, problems = read(tmp_path / "cast.csv", content)
-    lines = [f"{problem.where}: {problem.what}" for problem in problems]
+    lines = [problem.told("cast.csv").removeprefix("cast.csv, ") for problem in problems]
     assert len(lines) == len(told)
     for line, beginning in zip(lines, told, strict=True):
         assert line.startswith(beginning)
@@ -159,7 +178,7 @@ def test_bad_csv(tmp_path: Path, content: str | bytes, told: list[str]) -> None:
         ("[" * 100_000, "line 1: is not JSON"),
         ('{"voice_name": "\\ud800", "video_id": "1"}', "line 1: voice_name is not valid text"),
         ("{}", "line 1: Give exactly one of"),
-        ('{"video_id": "1"}', "line 1: voice_name must be a non-empty string"),
+        ('{"video_id": "1"}', "line 1: voice_name is empty."),
     ],
 )
 def test_bad_json_lines(tmp_path: Path, content: str, told: str) -> None:
@@ -178,10 +197,19 @@ def test_bad_folder(tmp_path: Path) -> None:
     assert "1 to 20 characters" in problems[1].what
 
 
+def test_folder_without_recordings(tmp_path: Path) -> None:
+    """Of a folder without recordings it is told what was looked for."""
+    (tmp_path / "notes.txt").write_text("no recording")
+    _, [problem] = read_manifest(tmp_path, "batch")
+    assert problem.told("cast") == "cast holds no .mp3, .wav, .mp4 or .mov"
+
+
 def test_other_files(tmp_path: Path) -> None:
-    """A file of another kind is a problem of its name; one that is missing is an OSError."""
+    """A file of another kind is told as that; one that is missing is an OSError."""
     _, [problem] = read(tmp_path / "cast.xlsx", b"PK")
-    assert "must end in .csv or .jsonl" in problem.what
+    assert problem.told("cast.xlsx") == (
+        "cast.xlsx is no manifest: it must end in .csv or .jsonl, or be a folder"
+    )
     for name in ("no.csv", "no.jsonl", "no", "no.txt"):
         with pytest.raises(FileNotFoundError):
             read_manifest(tmp_path / name, "batch")

@@ -1,6 +1,7 @@
 """The results file: its lines, and what the next run makes of them."""
 
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ from kling_voice.cli.problems import UsageError
 from kling_voice.cli.results import (
     Line,
     ResultsFile,
+    is_failed_task,
     keep,
     line_of,
     load_results,
     parse_results,
     request_of,
+    status_of,
+    units_of,
 )
-from kling_voice.errors import BadRequestError, SampleError, TaskFailedError
+from kling_voice.errors import BadRequestError, SampleError, ServerError, TaskFailedError
 from kling_voice.identity import batch_prefix
 from kling_voice.models import (
     CloneResult,
@@ -31,7 +35,14 @@ from kling_voice.models import (
 PREFIX = batch_prefix("batch")
 REQUEST = VoiceRequest("Ada", voice_url="https://example.com/a.mp3", key="k")
 VOICE = Voice("9", "Ada", "https://example.com/t.mp3?sign=1")
-TASK = VoiceTask("8", TaskStatus.SUCCEED, None, TaskInfo(f"{PREFIX}a"), TaskResult((VOICE,)))
+TASK = VoiceTask(
+    "8",
+    TaskStatus.SUCCEED,
+    None,
+    TaskInfo(f"{PREFIX}a"),
+    TaskResult((VOICE,)),
+    final_unit_deduction=Decimal("5E-2"),
+)
 FAILED = VoiceTask("7", TaskStatus.FAILED, "noise", TaskInfo(f"{PREFIX}b-r1"))
 
 
@@ -65,8 +76,16 @@ def test_line_of_a_voice() -> None:
         "task_status": "succeed",
         "voice_id": "9",
         "trial_url": "https://example.com/t.mp3?sign=1",
+        "units": "0.05",
         "error": None,
     }
+
+
+@pytest.mark.parametrize("told", [None, 5, "NaN", "1e9", "", "٣"])
+def test_units_of_a_line(told: object) -> None:
+    """The units of a line are a plain number, or none, whatever the file says."""
+    assert units_of(line("a") | {"units": "0.05"}) == Decimal("0.05")
+    assert units_of(line("a") | {"units": told}) == units_of(line("a")) == 0
 
 
 def test_line_of_a_failed_task() -> None:
@@ -77,6 +96,7 @@ def test_line_of_a_failed_task() -> None:
     assert made["external_task_id"] == f"{PREFIX}b-r1"
     assert made["error"]["type"] == "TaskFailedError"
     assert "noise" in made["error"]["message"]
+    assert (status_of(made), is_failed_task(made)) == ("failed", True)
 
 
 def test_line_of_a_refusal() -> None:
@@ -88,6 +108,15 @@ def test_line_of_a_refusal() -> None:
     assert made["error"]["code"] == 1201
     assert made["error"]["request_id"] == "r"
     assert made["error"]["outcome"] == "not_created"
+    assert (status_of(made), is_failed_task(made)) == ("not created", False)
+
+
+def test_line_of_a_doubt() -> None:
+    """Where it is open whether there is a task, neither it nor its absence is claimed."""
+    error = ServerError("busy", code=5000, http_status=500)
+    error.external_task_id, error.outcome = "mine", "unknown"
+    made = line_of(CloneResult(REQUEST, None, None, error), "derived")
+    assert (status_of(made), is_failed_task(made)) == ("unknown", False)
 
 
 def test_line_without_a_task() -> None:
@@ -159,7 +188,7 @@ def test_voices_stay_and_failures_go() -> None:
     ]
     kept = keep(
         lines,
-        {f"{PREFIX}a", f"{PREFIX}b", f"{PREFIX}c", "mine"},
+        dict.fromkeys([f"{PREFIX}a", f"{PREFIX}b", f"{PREFIX}c", "mine"], "Ada"),
         PREFIX,
         "f",
     )
@@ -169,15 +198,32 @@ def test_voices_stay_and_failures_go() -> None:
 def test_one_line_for_each_request() -> None:
     """Of several lines of one request the last voice stays."""
     lines = [line(f"{PREFIX}a", voice="1"), line(f"{PREFIX}a-r1", voice="2")]
-    kept = keep(lines, {f"{PREFIX}a"}, PREFIX, "f")
+    kept = keep(lines, {f"{PREFIX}a": "Ada"}, PREFIX, "f")
     assert [each["voice_id"] for each in kept.values()] == ["2"]
 
 
 def test_another_batch() -> None:
     """Results of another batch are refused, so that two never share a file."""
     other = f"{batch_prefix('other')}a"
-    with pytest.raises(UsageError, match="another batch"):
-        keep([line(other)], {f"{PREFIX}a"}, PREFIX, "f")
+    with pytest.raises(UsageError) as caught:
+        keep([line(other)], {f"{PREFIX}a": "Ada"}, PREFIX, "f")
+    assert str(caught.value) == (
+        f"f holds results of another batch (one has the external_task_id {other!r}); nothing was"
+        " created. Name another --output, or give the --batch-id of the run that wrote it: by"
+        " default its manifest's name."
+    )
+
+
+@pytest.mark.parametrize("name", ["Bob", "ada", None, 5])
+def test_another_name(name: object) -> None:
+    """A voice of another name than its request's stays in the file, but not as the request's."""
+    given = line(f"{PREFIX}a") | {"voice_name": name}
+    kept = keep([given], {f"{PREFIX}a": "Ada"}, PREFIX, "f")
+    assert list(kept.values()) == [given]
+    assert f"{PREFIX}a" not in kept
+    renamed = keep([given, line(f"{PREFIX}a")], {f"{PREFIX}a": " Ada "}, PREFIX, "f")
+    assert list(renamed.values()) == [given, line(f"{PREFIX}a")]
+    assert renamed[f"{PREFIX}a"] == line(f"{PREFIX}a")
 
 
 @pytest.mark.parametrize("emulated", [True, False])
@@ -224,6 +270,21 @@ def test_good_file_is_not_touched(tmp_path: Path) -> None:
     before = path.stat().st_ino
     with ResultsFile(path, {"a": line("a")}):
         assert path.stat().st_ino == before
+
+
+def test_no_empty_file_is_left(tmp_path: Path) -> None:
+    """A run without a result leaves no file of its own, and touches no empty one of another's."""
+    path, other = tmp_path / "r.jsonl", tmp_path / "other"
+    other.touch()
+    for each in (path, other):
+        with ResultsFile(each, {}):
+            assert each.exists()
+    assert [each.name for each in tmp_path.iterdir()] == ["other"]
+    with ResultsFile(path, {}):
+        path.unlink()  # by someone else
+    with ResultsFile(path, {}) as file:
+        file.append("a", line("a"))
+    assert load_results(path) == [line("a")]
 
 
 @pytest.mark.parametrize("name", ["folder", "none/r.jsonl"])

@@ -218,6 +218,6 @@ async def serving_app(
     try:
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
-        yield site.name
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()

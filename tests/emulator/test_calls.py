@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from yarl import URL
 
+from kling_voice.emulator import Emulator
+
 from .support import DELETE, PRESETS, SAMPLE, VOICES, serving
 
 
@@ -289,3 +291,34 @@ async def test_contradictory_settings_are_refused(options: dict[str, Any]) -> No
     with pytest.raises(ValueError, match=r"."):
         async with serving(**options):
             pass
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({"faults": 0.2}, TypeError),
+        ({"task_seconds": -1}, ValueError),
+        ({"task_seconds": float("nan")}, ValueError),
+        ({"task_seconds": "9"}, TypeError),
+        ({"task_seconds": True}, TypeError),
+        ({"concurrency_limit": 0}, ValueError),
+        ({"concurrency_limit": 2.5}, TypeError),
+        ({"concurrency_limit": True}, TypeError),
+        ({"fail_when": True}, TypeError),
+        ({"credentials": "x"}, TypeError),
+        ({"api_key": 5}, TypeError),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_refused(
+    options: dict[str, Any], kind: type[Exception]
+) -> None:
+    """An argument that no request could be answered by is refused at once, by its name."""
+    (name,) = options
+    with pytest.raises(kind, match=f"^{name} must "):
+        Emulator(**options)
+
+
+def test_a_life_may_be_computed() -> None:
+    """A function is as good as a number for task_seconds, and no limit as good as one."""
+    assert Emulator(task_seconds=lambda number: 0.1 * number, concurrency_limit=None)
+    assert Emulator(task_seconds=0, concurrency_limit=1).concurrency_limit == 1

@@ -82,7 +82,7 @@ async def test_its_options(tmp_path: Path) -> None:
         f"--secret-key={'s' * 32}",
         "--api-key=mine",
         "--prefix=/kling",
-        "--concurrency-limit=0",
+        "--concurrency-limit=1",
         "--faults=1",
         "--fault-seed=3",
         "--fault-kinds=html_502",
@@ -112,6 +112,8 @@ async def test_its_options(tmp_path: Path) -> None:
         (["--fault-kinds=earthquake"], "earthquake"),
         (["--webhook-secret=whsec_?"], "base64"),
         (["--port=x"], "--port"),
+        (["--concurrency-limit=0"], "concurrency_limit must be 1 or more, not 0"),
+        (["--task-seconds=-1"], "task_seconds must not be negative"),
     ],
 )
 def test_a_wrong_option_is_a_usage_error(

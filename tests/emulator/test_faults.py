@@ -220,6 +220,8 @@ def test_the_kinds_that_need_no_patience() -> None:
         ({"calls": ["creat"]}, "creat"),
         ({"script": {"querry": [None]}}, "querry"),
         ({"script": {"get": ["no_such_kind"]}}, "no_such_kind"),
+        ({"script": {"get": {0: "stall"}}}, "script: the requests of 'get' are numbered from 1"),
+        ({"script": {"get": {"1": "stall"}}}, "script: .* not '1'"),
         ({"kinds": [7]}, "7"),
     ],
 )
