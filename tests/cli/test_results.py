@@ -119,6 +119,13 @@ def test_line_of_a_doubt() -> None:
     assert (status_of(made), is_failed_task(made)) == ("unknown", False)
 
 
+@pytest.mark.parametrize("error", [None, "noise", 5, {}])
+def test_status_of_a_strange_line(error: object) -> None:
+    """A line that tells neither task nor outcome has no task, as far as it tells."""
+    strange = line("a") | {"task_status": None, "error": error}
+    assert (status_of(strange), is_failed_task(strange)) == ("not created", False)
+
+
 def test_line_without_a_task() -> None:
     """Where nothing was sent, the line has the id that the request would have had."""
     made = line_of(CloneResult(REQUEST, None, None, SampleError("too short")), "derived")
