@@ -37,7 +37,7 @@ def retrying(
         again: Which failures are worth another attempt.
         time_left: Gives the seconds that the call has left.
         sleep: Sleeps so many seconds.
-        what: The call's name, for the _log.
+        what: The call's name, for the log.
     """
 
     def warn(state: RetryCallState) -> None:

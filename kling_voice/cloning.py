@@ -275,10 +275,9 @@ class Cloner:
                 self.slots.refused(error.retry_after)
             except RateLimitError as error:
                 self.slots.slow_down(error.retry_after)
-            except BaseException as error:
+            except BaseException:
                 self.slots.release()
-                if isinstance(error, KlingError | asyncio.CancelledError):
-                    await self._withdraw(creation, hosted)
+                await self._withdraw(creation, hosted)
                 raise
             else:
                 if creation.adopted:

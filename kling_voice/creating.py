@@ -120,7 +120,7 @@ class Creation:
                 self.doubtful = self.doubtful or not protocol.certainly_not_processed(error)
                 raise
             refusal = error
-        except asyncio.CancelledError:
+        except BaseException:  # cancelled, for one
             self.doubtful = True
             raise
         return await self._adopt(refusal)

@@ -209,7 +209,7 @@ class Transport:
             call: What to send.
             timeout: Seconds for all of it, the body included, if less than the client's. From the
                 second attempt on, queueing for a connection counts: it is what is left of a call.
-            number: The attempt's number, for the _log.
+            number: The attempt's number, for the log.
 
         Raises:
             KlingError: Any failure.
@@ -362,7 +362,7 @@ class Transport:
         Args:
             attempt: Does it; given the attempt's number and the seconds that are left for it.
             again: Which failures are worth another attempt.
-            what: Its name, for the _log.
+            what: Its name, for the log.
             started: When what it is part of began, by ``time.monotonic``; by default now.
 
         Raises:

@@ -51,6 +51,7 @@ from kling_voice.errors import (
     ResponseError,
     ServerError,
 )
+from kling_voice.protocol import get_call
 from kling_voice.transport import ANSWER_CAP, CONNECTIONS, proxy_for, translate
 
 OK = envelope(task())
@@ -129,6 +130,18 @@ def test_foreign_exceptions(foreign: Exception, kind: type[KlingError], sent: bo
         assert told.sent is sent
         assert str(told).startswith("GET /x: no ")
         assert str(told).endswith(".")
+
+
+async def test_an_attempt_that_has_no_time_left_is_not_made(
+    make_client: MakeClient,
+) -> None:
+    """It certainly was not sent."""
+    async with Server([OK]) as server:
+        transport = make_client(server)._transport
+        with pytest.raises(RequestTimeoutError, match="no time is left") as caught:
+            await transport.send(get_call("t"), timeout=0.0)
+        assert not caught.value.sent
+        assert server.requests == []
 
 
 async def test_nobody_listens(make_client: MakeClient) -> None:
