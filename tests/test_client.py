@@ -573,15 +573,16 @@ async def test_a_download_of_what_is_no_voice(make_client: MakeClient, emulator:
     assert caught.value.field == "voice"
 
 
+async def drip(writer: asyncio.StreamWriter) -> None:
+    """Answer a byte at a time."""
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+    while True:
+        writer.write(b"x")
+        await asyncio.sleep(0.05)
+
+
 async def test_a_download_ends_with_its_client(tmp_path: Path) -> None:
     """And leaves no half file."""
-
-    async def drip(writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
-        while True:
-            writer.write(b"x")
-            await asyncio.sleep(0.05)
-
     async with Server([drip]) as server:
         client = KlingVoiceClient(ApiKey("key"), base_url=server.base_url)
         voice = Voice("1", trial_url=f"{server.base_url}/ada.mp3")
@@ -595,13 +596,6 @@ async def test_a_download_ends_with_its_client(tmp_path: Path) -> None:
 
 async def test_a_further_attempt_of_a_download_ends_in_time(tmp_path: Path) -> None:
     """The retry policy bounds it, however its bytes drip."""
-
-    async def drip(writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
-        while True:
-            writer.write(b"x")
-            await asyncio.sleep(0.05)
-
     async with Server([response(b"busy", 503), drip]) as server:
         brief = RetryPolicy(attempts=2, initial=0.01, max_elapsed=0.4)
         async with KlingVoiceClient(ApiKey("key"), base_url=server.base_url, retry=brief) as client:
