@@ -47,19 +47,30 @@ def at_terminal(environment: dict[str, str], tmp_path: Path) -> Type:
         )
         os.close(theirs)
         shown = ""
-        acted = not when
-        async with asyncio.timeout(30):
-            while piece := await asyncio.to_thread(_read, ours):
-                shown += piece
-                if not acted and when in shown:
-                    acted = True
-                    if isinstance(do, signal.Signals):
-                        process.send_signal(do)
-                    else:
-                        os.write(ours, do.encode())
-            await process.wait()
+        acting: asyncio.Task[None] | None = None
+
+        async def act() -> None:
+            if isinstance(do, signal.Signals):
+                process.send_signal(do)
+                return
+            while (
+                process.returncode is None
+            ):  # a key that comes before the line is read may be lost
+                os.write(ours, do.encode())
+                await asyncio.sleep(0.5)
+
+        patience = asyncio.get_running_loop().call_later(30, process.kill)
+        while piece := await asyncio.to_thread(_read, ours):
+            shown += piece
+            if acting is None and when and when in shown:
+                acting = asyncio.create_task(act())
+        await process.wait()
+        patience.cancel()
+        if acting is not None:
+            acting.cancel()
+            await asyncio.gather(acting, return_exceptions=True)
         os.close(ours)
-        assert acted
+        assert (acting is not None) == bool(when)
         assert "Traceback" not in shown
         return Ended(process.returncode or 0, shown, "")
 
