@@ -50,14 +50,12 @@ def at_terminal(environment: dict[str, str], tmp_path: Path) -> Type:
         acting: asyncio.Task[None] | None = None
 
         async def act() -> None:
-            if isinstance(do, signal.Signals):
-                process.send_signal(do)
-                return
-            while (
-                process.returncode is None
-            ):  # a key that comes before the line is read may be lost
-                os.write(ours, do.encode())
-                await asyncio.sleep(0.5)
+            while process.returncode is None:  # what comes before the line is read may be lost
+                if isinstance(do, signal.Signals):
+                    process.send_signal(do)
+                else:
+                    os.write(ours, do.encode())
+                await asyncio.sleep(1)
 
         patience = asyncio.get_running_loop().call_later(30, process.kill)
         while piece := await asyncio.to_thread(_read, ours):
