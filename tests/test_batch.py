@@ -1439,6 +1439,7 @@ async def test_a_batch_that_is_left_discards_what_waits_for_a_slot(tmp_path: Pat
             )
             await until(lambda: emulator.refused[1303] and emulator.created == 2)
             await until(lambda: len(shelf.published) == 9)
+            await until(lambda: kling.slots.in_flight == 2)  # no create is under way
             run.cancel()
             await asyncio.gather(run, return_exceptions=True)
 
