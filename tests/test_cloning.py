@@ -251,8 +251,7 @@ async def test_closing_in_a_backoff_does_not_wait_for_its_end() -> None:
         kling = client_of(emulator)
         async with nothing_left(kling):
             call = asyncio.create_task(kling.clone_voice("Ada", voice_url=url(0)))
-            await until(lambda: emulator.refused[1303])
-            await asyncio.sleep(0.02)
+            await until(lambda: emulator.refused[1303] and kling.slots.in_flight == 0)
             began = asyncio.get_running_loop().time()
             await kling.close()
             with pytest.raises(ClientClosedError) as caught:
@@ -456,8 +455,8 @@ async def test_a_recording_that_waits_for_a_slot_is_discarded_by_who_gives_up() 
             first = asyncio.create_task(kling.clone_voice("Bob", voice_url=url(0)))
             await until(lambda: emulator.created)
             call = asyncio.create_task(kling.clone_voice("Ada", voice_file=ADA))
-            await until(lambda: emulator.refused[1303])
-            await asyncio.sleep(0.02)
+            # Both answers are here: one slot is held, and the refused create waits for one.
+            await until(lambda: emulator.refused[1303] and kling.slots.in_flight == 1)
             call.cancel()
             first.cancel()
             await asyncio.gather(call, first, return_exceptions=True)

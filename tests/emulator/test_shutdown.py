@@ -56,6 +56,7 @@ async def test_a_create_that_comes_while_closing_is_5001() -> None:
         await closing
         assert emu.created == 0
         writer.close()
+        await writer.wait_closed()
         await emu.__aenter__()
 
 
