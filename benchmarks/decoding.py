@@ -83,7 +83,7 @@ def run(*, quick: bool) -> list[Figure]:
 
 
 def _page() -> bytes:
-    """A page as the vendor sends it: no two tasks share a value."""
+    """A page as the vendor sends it: ids, times and URLs all differ, the price does not."""
     tasks = []
     for number in range(TASKS):
         text = json.dumps(TASK["data"])

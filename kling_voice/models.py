@@ -11,6 +11,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
@@ -261,10 +262,15 @@ def _time(value: Any, _: Any = None) -> datetime:
 def _amount(value: Any, _: Any = None) -> Decimal | None:
     if type(value) is not str:
         raise _expected("a string", value)
-    if value == "":
+    return _decimal(value)
+
+
+@lru_cache(maxsize=1024)  # an account pays the same few amounts again and again
+def _decimal(text: str) -> Decimal | None:
+    if text == "":
         return None
-    if _DECIMAL.fullmatch(value):
-        return Decimal(value)
+    if _DECIMAL.fullmatch(text):
+        return Decimal(text)
     raise ValueError("expected a decimal number in a string")
 
 
