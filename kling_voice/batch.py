@@ -20,6 +20,7 @@ from kling_voice.errors import (
     InvalidRequestError,
     KlingError,
     PermissionDeniedError,
+    SampleError,
     WaitTimeoutError,
 )
 from kling_voice.identity import (
@@ -42,6 +43,7 @@ SCAN_ITEMS = 30_000  # of the list, read before a resumed batch begins
 _SCAN_REQUESTS = 60  # since pages may be small
 _SCAN_BLANK_ITEMS = 3_000  # of the list in a row without a task of the batch end the scan
 _SCAN_PAGE = 1000
+_SHOWN_IDS = 20  # that one line of the log tells
 
 Requests = Iterable[VoiceRequest] | AsyncIterable[VoiceRequest]
 
@@ -75,7 +77,7 @@ class Batch:
         timeout: float | None,
         on_update: OnUpdate | None,
     ) -> None:
-        if not isinstance(requests, Iterable | AsyncIterable):
+        if isinstance(requests, str | bytes) or not isinstance(requests, Iterable | AsyncIterable):
             raise InvalidRequestError(
                 "requests must be an iterable or an async iterable of VoiceRequest, not"
                 f" {type(requests).__name__}.",
@@ -100,7 +102,8 @@ class Batch:
         self._feeder: asyncio.Task[None] | None = None
         self._over = False  # the source is read no further
         self._last_error: BaseException | None = None  # raised when all taken ones are reported
-        self._fatal: BaseException | None = None  # raised at once
+        self._fatal: BaseException | None = None  # raised after the results that have come by then
+        self._untold: dict[str, None] = {}  # task ids whose results were not given yet
 
     async def run(self) -> AsyncGenerator[CloneResult, None]:
         """Clone the voices; gives each result as it comes.
@@ -118,9 +121,9 @@ class Batch:
                 raise self._last_error
         finally:
             self._over = True
+            self._tell_of_untold()
             running = [*self._tasks, *self._late]
-            for task in running:
-                task.cancel()
+            self._give_up()
             await asyncio.gather(*running, return_exceptions=True)
 
     async def _next(self) -> CloneResult | None:
@@ -128,9 +131,30 @@ class Batch:
         if self._results.qsize() <= self._cloner.slots.window:
             self._room.set()
         result = await self._results.get()
-        if self._fatal is not None:
-            raise self._fatal
+        if result is None:
+            if self._fatal is not None:
+                raise self._fatal
+        elif result.task is not None:
+            self._untold.pop(result.task.task_id, None)
         return result
+
+    def _tell_of_untold(self) -> None:
+        """Tell the log of voices that were paid for, and whose results nobody has got."""
+        if not self._untold:
+            return
+        left = f"A batch was left with {len(self._untold)} voices in flight, or done and not given"
+        if self._batch_id is not None:
+            _log.info("%s; run it again with its batch_id to get them", left)
+            return
+        ids = list(self._untold)
+        shown = ", ".join(map(repr, ids[:_SHOWN_IDS]))
+        more = f" and {len(ids) - _SHOWN_IDS} more" if len(ids) > _SHOWN_IDS else ""
+        _log.warning(
+            "%s; without a batch_id no other run finds them, but get_task(task_id) does: %s%s",
+            left,
+            shown,
+            more,
+        )
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._cloner.start(work)
@@ -156,7 +180,14 @@ class Batch:
         self._over = True
         if self._fatal is None:
             self._fatal = error
-            self._results.put_nowait(None)
+            self._results.put_nowait(None)  # behind what has ended before, which is given first
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Cancel all that runs, each once: a second time would end what withdraws a recording."""
+        for task in [*self._tasks, *self._late]:
+            if task is not asyncio.current_task() and not task.cancelling():
+                task.cancel()
 
     def _guard(self, on_update: OnUpdate) -> OnUpdate:
         """Let an exception in the caller's ``on_update`` end the run, not one voice of it."""
@@ -253,6 +284,11 @@ class Batch:
     async def _result(self, request: VoiceRequest, taken: "_Taken") -> CloneResult:
         task: VoiceTask | None = None
         seen: list[VoiceTask] = []  # as created, of the attempt that goes on
+
+        def has_task(made: VoiceTask) -> None:
+            seen.append(made)
+            self._untold[made.task_id] = None
+
         try:
             if not isinstance(request, VoiceRequest):
                 raise InvalidRequestError(
@@ -263,8 +299,9 @@ class Batch:
                 self._cloner.check(request, request.external_task_id)
             external_task_id = await self._identify(request)
             for attempt in range(self._retry_failed + 1):
-                if attempt > 0 and external_task_id is None and task is not None:
-                    external_task_id = task.external_task_id
+                if task is not None:  # it has failed
+                    self._untold.pop(task.task_id, None)
+                    external_task_id = external_task_id or task.external_task_id
                 this_id = external_task_id and nth_id(external_task_id, attempt)
                 task = await self._cloner.clone(
                     request,
@@ -273,7 +310,7 @@ class Batch:
                     on_update=self._on_update,
                     known=self._known(this_id, request),
                     on_slot=taken.has_slot,
-                    on_task=seen.append,
+                    on_task=has_task,
                     on_late=lambda holding: self._outlasts(holding, taken),
                 )
                 seen.clear()
@@ -283,7 +320,7 @@ class Batch:
             return CloneResult(request, task, None, failure_of(task))
         except ClientClosedError:
             raise
-        except InvalidRequestError as error:
+        except (InvalidRequestError, SampleError) as error:
             if not seen:  # else it is another's, such as on_update's
                 error.outcome = "not_created"
             return CloneResult(request, seen[-1] if seen else task, None, error)

@@ -34,6 +34,7 @@ from kling_voice.hosting import Hosting
 from kling_voice.models import CloneResult, Voice, VoiceRequest, VoiceTask
 from kling_voice.paging import pages
 from kling_voice.policies import PollingPolicy, RetryPolicy
+from kling_voice.redaction import brief
 from kling_voice.samples import SampleHost
 from kling_voice.schedule import Schedule
 from kling_voice.slots import Slots
@@ -42,6 +43,8 @@ from kling_voice.trials import download, is_worth_retrying, trial_url
 from kling_voice.waiting import OnUpdate, TaskWatcher
 
 _log = logging.getLogger("kling_voice")
+
+_LONGEST = 1e9  # seconds, 31 years: more would be more than an event loop's clock can add
 
 
 class KlingVoiceClient:
@@ -101,6 +104,10 @@ class KlingVoiceClient:
             _check_kind("session", session, aiohttp.ClientSession)
         if callbacks is not None:
             _check_kind("callbacks", callbacks, CallbackReceiver)
+        if isinstance(sample_host, type):
+            raise ConfigurationError(
+                f"sample_host must be an object, not the class {sample_host.__name__} itself."
+            )
         if sample_host is not None and not (
             callable(getattr(sample_host, "publish", None))
             and callable(getattr(sample_host, "discard", None))
@@ -116,7 +123,7 @@ class KlingVoiceClient:
             tokens=TokenSource(credentials),
             base_url=self._base_url,
             session=session,
-            timeout=timeout,
+            timeout=min(timeout, _LONGEST),
             retry=retry,
             user_agent=f"kling-voice/{__version__}",
         )
@@ -516,6 +523,10 @@ class KlingVoiceClient:
             raise InvalidRequestError(
                 f"voice must be a Voice, not {type(voice).__name__}.", field="voice"
             )
+        if not isinstance(path, str | os.PathLike):
+            raise InvalidRequestError(
+                f"path must be a path, not {type(path).__name__}.", field="path"
+            )
         url, what = trial_url(voice), "A trial's download"
 
         def attempt(number: int, timeout: float | None) -> Awaitable[Path]:
@@ -555,7 +566,7 @@ def _is_seconds(value: object) -> bool:
 def _check_timeout(timeout: float | None) -> None:
     if timeout is not None and not _is_seconds(timeout):
         raise InvalidRequestError(
-            f"timeout must be None or a number of seconds, not {timeout!r}.", field="timeout"
+            f"timeout must be None or a number of seconds, not {brief(timeout)}.", field="timeout"
         )
 
 
@@ -580,5 +591,6 @@ def _check_count(value: int | None, field: str, minimum: int) -> None:
         return
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
         raise InvalidRequestError(
-            f"{field} must be a whole number of at least {minimum}, not {value!r}.", field=field
+            f"{field} must be a whole number of at least {minimum}, not {brief(value)}.",
+            field=field,
         )

@@ -31,6 +31,7 @@ from kling_voice.waiting import OnUpdate, TaskWatcher
 
 _log = logging.getLogger("kling_voice")
 
+_LAG = 60.0  # seconds for which a task that exists and that reads do not show is looked for
 _UPLOADS_AHEAD = 8  # recordings that are being published, or are and have no slot yet
 
 
@@ -105,7 +106,9 @@ class Cloner:
             external_task_id="new" if external_task_id is None else external_task_id,
             voice_url=voice_url,
             video_id=request.video_id,
-            callback_url=request.callback_url or self._callback_url,
+            callback_url=(
+                self._callback_url if request.callback_url is None else request.callback_url
+            ),
         )
 
     async def create(self, request: VoiceRequest) -> VoiceTask:
@@ -118,10 +121,9 @@ class Cloner:
         self.check(request, external_task_id)
         if (found := await self._before_upload(request, external_task_id)) is not None:
             return found
-        if external_task_id is None:
-            external_task_id = new_external_task_id()
-        hosted = await self._publish(request, external_task_id)
-        creation = self._creation(request, external_task_id, hosted)
+        own_id = external_task_id or new_external_task_id()
+        hosted = await self._publish(request, own_id)
+        creation = self._creation(request, own_id, hosted, new=external_task_id is None)
         try:
             return await creation.run()
         except (KlingError, asyncio.CancelledError):
@@ -204,10 +206,13 @@ class Cloner:
             KlingError: The create or the wait failed.
         """
         task = known or await self._before_upload(request, external_task_id)
-        if external_task_id is None:
-            external_task_id = new_external_task_id()
+        new = external_task_id is None
+        external_task_id = external_task_id or new_external_task_id()
         if task is None:
-            task = await self._create_in_slot(request, external_task_id, on_slot)
+            patience = _LAG if timeout is None else min(_LAG, timeout)
+            task = await self._create_in_slot(
+                request, external_task_id, on_slot, new=new, patience=patience
+            )
         elif task.is_done:
             await self.hosting.discard(external_task_id)
             return task
@@ -255,16 +260,24 @@ class Cloner:
         return holding
 
     async def _create_in_slot(
-        self, request: VoiceRequest, external_task_id: str, on_slot: Callable[[], None]
+        self,
+        request: VoiceRequest,
+        external_task_id: str,
+        on_slot: Callable[[], None],
+        *,
+        new: bool,
+        patience: float,
     ) -> VoiceTask:
         if request.voice_file is None:
             hosted = None
-            creation = self._creation(request, external_task_id, None)
+            creation = self._creation(request, external_task_id, None, new=new, patience=patience)
             telling = await self._acquire(creation, hosted)
         else:
             async with self._uploads:
                 hosted = await self._publish(request, external_task_id)
-                creation = self._creation(request, external_task_id, hosted)
+                creation = self._creation(
+                    request, external_task_id, hosted, new=new, patience=patience
+                )
                 telling = await self._acquire(creation, hosted)
         on_slot()
         while True:
@@ -273,12 +286,13 @@ class Cloner:
                 task = await creation.run(again=_not_for_slots)
             except ConcurrencyLimitError as error:
                 self.slots.refused(error.retry_after)
-            except RateLimitError as error:
-                self.slots.slow_down(error.retry_after)
-            except BaseException:
-                self.slots.release()
-                await self._withdraw(creation, hosted)
-                raise
+            except BaseException as error:
+                if isinstance(error, RateLimitError) and _passes(error):
+                    self.slots.slow_down(error.retry_after)
+                else:
+                    self.slots.release()
+                    await self._withdraw(creation, hosted)
+                    raise
             else:
                 if creation.adopted:
                     self.slots.adopted()
@@ -301,13 +315,20 @@ class Cloner:
             raise
 
     def _creation(
-        self, request: VoiceRequest, external_task_id: str, hosted: str | None
+        self,
+        request: VoiceRequest,
+        external_task_id: str,
+        hosted: str | None,
+        *,
+        new: bool,
+        patience: float = 0.0,
     ) -> Creation:
         return Creation(
             self._transport,
             self._call(request, external_task_id, hosted),
             external_task_id=external_task_id,
-            voice_name=request.voice_name,
+            voice_name=None if new else request.voice_name,
+            patience=patience,
         )
 
     # --- the background ---
@@ -327,19 +348,28 @@ class Cloner:
         return task
 
     async def close(self) -> None:
-        """End everything that runs in the background."""
+        """End everything that runs in the background; tell what stays at the sample host."""
         self.closed = True
         self.slots.close()
         running = [task for task in self._background if task is not asyncio.current_task()]
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+        self.hosting.close()
 
 
 def _not_for_slots(error: BaseException) -> bool:
     """Tell whether a create's failure is to be tried again with its slot still held."""
-    return protocol.is_transient(error) and not isinstance(
-        error, ConcurrencyLimitError | RateLimitError
+    return protocol.is_transient(error) and not _passes(error)
+
+
+def _passes(error: BaseException) -> bool:
+    """Tell whether a create that was refused like this has only to wait, for however long.
+
+    A 429 with a code of the vendor's that is not known here may be a quota that lasts all day.
+    """
+    return isinstance(error, ConcurrencyLimitError) or (
+        isinstance(error, RateLimitError) and (error.code == 1302 or not 1000 <= error.code < 2000)
     )
 
 

@@ -15,32 +15,42 @@ from collections.abc import Callable
 
 from kling_voice import protocol
 from kling_voice.errors import (
-    ApiError,
     BadRequestError,
     KlingError,
     NotFoundError,
     ResponseError,
 )
+from kling_voice.identity import ANY_PREFIX
 from kling_voice.models import VoiceTask
-from kling_voice.protocol import Call
+from kling_voice.protocol import Call, Envelope
 from kling_voice.transport import Transport
 
 _log = logging.getLogger("kling_voice")
 
 
-_FOR_GOOD = (
-    "Use another external_task_id, unless this one was used a moment ago: reads may lag behind, so"
-    " call again then."
+_UNSEEN = (
+    "If a create with this id was sent in the last seconds, call again with the same id, since"
+    " reads may lag; else use another external_task_id."
 )
+_ANOTHERS = "Use another external_task_id for another voice."
+_LOOK_EVERY = 5.0  # seconds, for a task that exists and that reads do not show yet
 
 
 def new_external_task_id() -> str:
     """Make a random external task id: short, and safe in a URL's path."""
-    return f"kv-{uuid.uuid4().hex}"
+    return f"{ANY_PREFIX}{uuid.uuid4().hex}"
 
 
 class Creation:
     """One create that is under way; its :meth:`run` may be called again after a failure.
+
+    Args:
+        transport: Sends through this.
+        call: The create.
+        external_task_id: Its idempotency key.
+        voice_name: What a task that bears the key must be named; ``None`` if the key is new.
+        patience: Seconds for which a task that certainly exists is looked for beyond the client's
+            ``RetryPolicy``, since reads may lag behind.
 
     Attributes:
         external_task_id: Its idempotency key.
@@ -49,11 +59,22 @@ class Creation:
     """
 
     def __init__(
-        self, transport: Transport, call: Call, *, external_task_id: str, voice_name: str
+        self,
+        transport: Transport,
+        call: Call,
+        *,
+        external_task_id: str,
+        voice_name: str | None,
+        patience: float = 0.0,
     ) -> None:
         self.external_task_id = external_task_id
         self.doubtful: bool = False
         self.adopted: bool = False
+        self._has_left = False  # the attempt's body
+        self._unseen = False  # a task that certainly exists is shown by no read yet
+        # Nothing else than a custom voice bears an id that was made here.
+        self._is_made_here = external_task_id.startswith(ANY_PREFIX)
+        self._patience = patience if self._is_made_here else 0.0
         self._transport = transport
         self._call = call
         self._voice_name = voice_name
@@ -90,7 +111,7 @@ class Creation:
     def mark(self, error: KlingError) -> None:
         """Write into an error what it means for the voice and the money."""
         error.external_task_id = self.external_task_id
-        error.outcome = "unknown" if self.doubtful else "not_created"
+        error.outcome = "unknown" if self.doubtful or self._unseen else "not_created"
 
     async def _run(self, again: Callable[[BaseException], bool]) -> VoiceTask:
         self._started = time.monotonic()
@@ -112,18 +133,24 @@ class Creation:
                 return task
             if timeout is not None:
                 timeout = self._transport.time_left(self._started)
+        self._has_left = False
         try:
-            envelope = await self._transport.send(self._call, timeout=timeout, number=number)
+            envelope = await self._transport.send(
+                self._call, timeout=timeout, number=number, on_leaving=self._leaves
+            )
             return protocol.read_task(envelope)
         except KlingError as error:
             if not protocol.is_duplicate(error):
                 self.doubtful = self.doubtful or not protocol.certainly_not_processed(error)
                 raise
             refusal = error
-        except BaseException:  # cancelled, for one
-            self.doubtful = True
+        except BaseException:  # cancelled, for one; perhaps while it queued for a connection
+            self.doubtful = self.doubtful or self._has_left
             raise
         return await self._adopt(refusal)
+
+    def _leaves(self) -> None:
+        self._has_left = True
 
     async def _find(self, timeout: float | None) -> VoiceTask | None:
         """Look the task up by its external id; ``None`` if that tells nothing for now.
@@ -149,41 +176,60 @@ class Creation:
         """
         self.adopted = self.adopted or not self.doubtful
         try:
-            envelope = await self._transport.call(
-                protocol.get_call(self.external_task_id),
-                again=lambda error: (
-                    isinstance(error, NotFoundError) or protocol.is_transient(error)
-                ),
-                started=self._started,
-            )
+            envelope = await self._look()
         except NotFoundError:
-            if self._transport.retry.attempts == 1:
-                self.doubtful = True  # reads may lag, and one look proves nothing
-            raise self._taken("what cannot be read as a custom voice", refusal) from None
+            self._unseen = self._is_made_here or self._transport.retry.attempts == 1
+            holder = "what cannot be read as a custom voice"
+            raise self._taken(holder, _UNSEEN, refusal) from None
         except KlingError:
             self.doubtful = True  # the task exists, and what it is could not be learned
             raise
         try:
             task = protocol.read_task(envelope)
         except ResponseError:
-            raise self._taken("what cannot be read as a custom voice", refusal) from None
+            holder = "what cannot be read as a custom voice"
+            raise self._taken(holder, _ANOTHERS, refusal) from None
         return self._ours(task)
+
+    async def _look(self) -> Envelope:
+        """Query what holds the external id, for as long as reads may lag behind.
+
+        Raises:
+            NotFoundError: No query shows it.
+            KlingError: It cannot be queried.
+        """
+        until = time.monotonic() + self._patience
+        started = self._started
+        while True:
+            try:
+                return await self._transport.call(
+                    protocol.get_call(self.external_task_id),
+                    again=lambda error: (
+                        isinstance(error, NotFoundError) or protocol.is_transient(error)
+                    ),
+                    started=started,
+                )
+            except NotFoundError:
+                if (left := until - time.monotonic()) <= 0:
+                    raise
+            await self._transport.sleep(min(_LOOK_EVERY, left))
+            started = time.monotonic()
 
     def _ours(self, task: VoiceTask) -> VoiceTask:
         if protocol.fits(task, self.external_task_id, self._voice_name):
             return task
         if task.external_task_id != self.external_task_id:
-            raise self._taken("another task", None)
+            raise self._taken("another task", _UNSEEN)
         self.doubtful = False  # ids are unique: what holds this one is all that was created
-        raise self._taken("a task with another voice_name", None)
+        raise self._taken("a task with another voice_name", _ANOTHERS)
 
-    def _taken(self, holder: str, refusal: KlingError | None) -> BadRequestError:
-        told = refusal if isinstance(refusal, ApiError) else None
+    def _taken(self, holder: str, hint: str, refusal: KlingError | None = None) -> BadRequestError:
+        told = refusal if isinstance(refusal, BadRequestError) else None
         return BadRequestError(
             f"external_task_id {self.external_task_id!r} is taken by {holder}",
             code=1201,
-            http_status=400,
+            http_status=told.http_status if told else 0,
             request_id=told.request_id if told else None,
             # As long as it is open what became of this id, another one could bill twice.
-            hint="Reads may lag behind." if self.doubtful else _FOR_GOOD,
+            hint="Reads may lag behind." if self.doubtful or self._unseen else hint,
         )

@@ -40,9 +40,11 @@ class KlingError(Exception):
 
     Attributes:
         external_task_id: The idempotency key of the create that failed; ``None`` on other calls.
-        outcome: What the failure of a create means. ``"not_created"``: no voice was created and
-            nothing is billed. ``"unknown"``: it may have been created; calling again with the same
-            ``external_task_id`` finishes the job and cannot bill twice. ``None`` on other calls.
+        outcome: What the failure of a create means. ``"not_created"``: this call created no voice
+            and nothing is billed for it; what an earlier call with the same ``external_task_id``
+            may have created stands, so go on with that id. ``"unknown"``: it may have been created;
+            calling again with the same ``external_task_id`` finishes the job and cannot bill twice.
+            ``None`` on other calls.
     """
 
     external_task_id: str | None = None
@@ -55,7 +57,7 @@ class KlingError(Exception):
         text = self._sentence()
         if self.outcome == "not_created":
             own_id = self.external_task_id
-            text += " No voice was created and nothing is billed"
+            text += " This call created no voice and nothing is billed for it"
             text += "." if own_id is None else f" (external_task_id={own_id!r})."
         elif self.outcome == "unknown":
             text += (
@@ -169,7 +171,7 @@ class ApiError(KlingError):
         code: The vendor's business code, e.g. 1201.
         message: The vendor's own words.
         request_id: The id to quote to the vendor's support, or ``None``.
-        http_status: The HTTP status.
+        http_status: The HTTP status; 0 if what was read, not what was refused, makes the error.
         retry_after: Seconds that the answer asks to wait, or ``None``.
         hint: What to do, where this package knows better than the code's usual advice.
     """
@@ -197,6 +199,8 @@ class ApiError(KlingError):
         text = (
             f"The vendor refused: {self.message or 'no reason given'}"
             f" ({code}HTTP {self.http_status}, request_id {self.request_id})."
+            if self.http_status
+            else f"{self.message}."  # nothing was refused: it is our own word on what was read
         )
         hint = self.hint or _ADVICE.get(self.code, "")
         return f"{text} {hint}" if hint else text

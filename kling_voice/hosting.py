@@ -83,3 +83,13 @@ class Hosting:
             known.discard(url)
         if not known:
             self._urls.pop(external_task_id, None)
+
+    def close(self) -> None:
+        """Tell the log of recordings that stay, since nobody has seen the ends of their tasks."""
+        if left := sum(map(len, self._urls.values())):
+            _log.warning(
+                "%d recording(s) stay at the sample host, since the client was closed before it saw"
+                " the ends of their tasks: let the host's expiry rule remove them",
+                left,
+            )
+            self._urls.clear()

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, frozen
 
 from kling_voice.errors import ConfigurationError
+from kling_voice.redaction import brief
 
 if TYPE_CHECKING:
     from attrs import Attribute
@@ -29,7 +30,7 @@ class _AtLeast:
         ):
             raise ConfigurationError(
                 f"{type(instance).__name__}.{attribute.name} must be {self._what} from"
-                f" {self._minimum:g} to {_MOST:g}, not {value!r}."
+                f" {self._minimum:g} to {_MOST:g}, not {brief(value)}."
             )
 
 

@@ -8,6 +8,7 @@ Sources of the facts: the vendor's reference of the custom-voice API and its pag
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -36,7 +37,7 @@ from kling_voice.errors import (
     ServerError,
 )
 from kling_voice.models import VoiceTask, make_converter
-from kling_voice.redaction import mask_url, redact
+from kling_voice.redaction import brief, mask_url, redact
 
 if TYPE_CHECKING:
     from cattrs import Converter
@@ -95,7 +96,7 @@ def base_url(text: str) -> str:
             host, a port and a path.
     """
     parts = _split(text) if isinstance(text, str) else None
-    if parts is None:
+    if parts is None or not _is_nameable(parts.hostname):
         raise ConfigurationError(
             f"base_url (or KLING_BASE_URL) must be a URL such as {DEFAULT_BASE_URL}, not"
             f" {_masked(text)[:_SHOWN]}."
@@ -111,6 +112,14 @@ def base_url(text: str) -> str:
             f" http://{parts.hostname} is neither that nor this machine (127.0.0.1, localhost)."
         )
     return text.rstrip("/")
+
+
+def _is_nameable(host: str) -> bool:
+    """Tell whether a host can be looked up at all, and not each call must fail."""
+    try:
+        return ":" in host or bool(host.encode("idna"))
+    except UnicodeError:
+        return False
 
 
 def _masked(url: object) -> str:
@@ -202,7 +211,7 @@ def other_call(
     """
     if not isinstance(method, str) or not re.fullmatch("[A-Za-z]+", method):
         raise InvalidRequestError(
-            f"method must be a word such as GET, not {method!r}.", field="method"
+            f"method must be a word such as GET, not {brief(method)}.", field="method"
         )
     segments = _check_text(path, "path").split("/")
     if segments[0] or ".." in segments or re.search(r"[?#\\\s]", path):
@@ -221,7 +230,7 @@ def _query(params: Mapping[str, object]) -> str:
     try:
         if all(type(value) in (str, int, float) for value in params.values()):
             return urlencode(params)
-    except (UnicodeError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError):
         pass
     raise InvalidRequestError(
         "params must be a mapping of names to strings or numbers.", field="params"
@@ -298,7 +307,8 @@ def _check_text(value: str, field: str) -> str:
 def _check_range(value: int, field: str, highest: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= highest:
         raise InvalidRequestError(
-            f"{field} must be a whole number from 1 to {highest}, not {value!r}.", field=field
+            f"{field} must be a whole number from 1 to {highest}, not {brief(value)}.",
+            field=field,
         )
 
 
@@ -645,10 +655,15 @@ def asked_to_wait(error: BaseException | None) -> float | None:
     return seconds if isinstance(seconds, float) and math.isfinite(seconds) else None
 
 
-def fits(task: VoiceTask, external_task_id: str, voice_name: str) -> bool:
+def fits(task: VoiceTask, external_task_id: str, voice_name: str | None) -> bool:
     """Tell whether a task found by its external id can be the one that a create would make.
 
     The vendor tells a name only of a finished voice, and never the source.
+
+    Args:
+        task: What was found.
+        external_task_id: The create's.
+        voice_name: The create's; ``None`` if the id was made for it, so that it says enough.
     """
     if task.external_task_id is None:
         if task.task_id == external_task_id:
@@ -656,4 +671,9 @@ def fits(task: VoiceTask, external_task_id: str, voice_name: str) -> bool:
     elif task.external_task_id != external_task_id:
         return False
     name = task.voice.voice_name if task.voice else None
-    return name is None or name.strip() == voice_name.strip()
+    return None in (name, voice_name) or _compared(name or "") == _compared(voice_name or "")
+
+
+def _compared(name: str) -> str:
+    # A vendor may tidy a name up; it is the same voice all the same.
+    return " ".join(unicodedata.normalize("NFC", name).split())

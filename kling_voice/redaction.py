@@ -2,6 +2,8 @@
 
 import re
 
+_SHOWN = 200  # characters of an argument that an error repeats
+
 _URL = re.compile(  # the slashes of JSON may be escaped
     r"(https?:(?:\\?/){2})([^\s\"'<>?#/@]*@)?([^\s\"'<>?#]*)([?#][^\s\"'<>]*)?", re.IGNORECASE
 )
@@ -39,9 +41,17 @@ def redact(text: str, *secrets: str) -> str:
     return text
 
 
+def brief(value: object) -> str:
+    """Give the repr of an argument for an error's text; Python refuses that of a huge number."""
+    try:
+        return repr(value)[:_SHOWN]
+    except ValueError:
+        return f"such a {type(value).__name__}"
+
+
 def mask_url(url: object) -> str:
     """Give the repr of a URL without its query, where signatures live; whatever is in it."""
     if not isinstance(url, str):
-        return redact(repr(url))
+        return redact(brief(url))
     place = re.split("[?#]", url, maxsplit=1)[0]
     return repr(redact(place) + ("?***" if place != url else ""))

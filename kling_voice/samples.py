@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 from attrs import frozen
 
+from kling_voice import redaction
 from kling_voice.errors import ConfigurationError, SampleError
 from kling_voice.protocol import is_loopback
 
@@ -68,6 +69,8 @@ def inspect_sample(path: str | os.PathLike[str]) -> SampleInfo:
         SampleError: The vendor would refuse it; the text says why and what to do.
         ConfigurationError: The extra ``storage`` is not installed.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise SampleError(f"A recording is given by its path, not by {type(path).__name__}.")
     shown = repr(os.fspath(path))
     try:
         state = os.stat(path)
@@ -234,7 +237,7 @@ class ObjectStoreHost:
         is_number = isinstance(expires, int | float) and not isinstance(expires, bool)
         if not is_number or not 1 <= expires <= 604800:
             raise ConfigurationError(
-                f"expires must be 1 to 604800 seconds (a week), not {expires!r}."
+                f"expires must be 1 to 604800 seconds (a week), not {redaction.brief(expires)}."
             )
         self._expires = timedelta(seconds=int(expires))
         self._store = _open_store(self._url, options)
@@ -323,7 +326,7 @@ def _bucket_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         usable = bool(parts.scheme and parts.hostname) and "@" not in parts.netloc
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, TypeError):
         usable = False
     if not usable or parts.query or parts.fragment:
         raise ConfigurationError(

@@ -57,6 +57,7 @@ class _Body:
         if self._attempt.sent:
             raise StopAsyncIteration
         self._attempt.sent = True
+        self._attempt.on_leaving()
         return self._value
 
 
@@ -77,13 +78,15 @@ class _Attempt:
         call: What is sent.
         number: 1 for the first attempt.
         sent: Whether the vendor may have seen it.
+        on_leaving: Called when its body begins to leave.
     """
 
-    __slots__ = ("call", "number", "sent")
+    __slots__ = ("call", "number", "on_leaving", "sent")
 
-    def __init__(self, call: Call, number: int) -> None:
+    def __init__(self, call: Call, number: int, on_leaving: Callable[[], None]) -> None:
         self.call = call
         self.number = number
+        self.on_leaving = on_leaving
         self.sent = False
 
 
@@ -202,7 +205,14 @@ class Transport:
 
     # --- one attempt ---
 
-    async def send(self, call: Call, *, timeout: float | None = None, number: int = 1) -> Envelope:
+    async def send(
+        self,
+        call: Call,
+        *,
+        timeout: float | None = None,
+        number: int = 1,
+        on_leaving: Callable[[], None] = lambda: None,
+    ) -> Envelope:
         """Send *call* once; a token refused for its times is renewed and the call sent again.
 
         Args:
@@ -210,6 +220,8 @@ class Transport:
             timeout: Seconds for all of it, the body included, if less than the client's. From the
                 second attempt on, queueing for a connection counts: it is what is left of a call.
             number: The attempt's number, for the log.
+            on_leaving: Called when the call's body begins to leave: who is cancelled later does not
+                know what the vendor made of it.
 
         Raises:
             KlingError: Any failure.
@@ -218,7 +230,7 @@ class Transport:
         seconds = self.timeout if timeout is None else min(timeout, self.timeout)
         if seconds <= 0:
             raise RequestTimeoutError(f"{call}: no time is left for another attempt.", sent=False)
-        attempt = _Attempt(call, number)
+        attempt = _Attempt(call, number, on_leaving)
         whole: AbstractContextManager[object] = nullcontext()
         if number > 1 and timeout is not None:
             whole = self._deadlines.within(timeout)
@@ -302,7 +314,10 @@ class Transport:
             closed.sent = attempt.sent
             return closed
         secrets = self._tokens.secrets
-        return translate(error, f"{attempt.call}", seconds, sent=attempt.sent, secrets=secrets)
+        told = translate(error, f"{attempt.call}", seconds, sent=attempt.sent, secrets=secrets)
+        if attempt.call.body is not None and isinstance(told, ConnectionFailedError):
+            told.sent = attempt.sent  # a lent session may have sent it before it failed to connect
+        return told
 
     async def bounded(self, work: Awaitable[T], what: str, seconds: float | None) -> T:
         """Do something no longer than the client is open, and within so many seconds.

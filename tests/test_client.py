@@ -28,6 +28,7 @@ from kling_voice import (
     AccessKey,
     ApiKey,
     KlingVoiceClient,
+    ObjectStoreHost,
     PollingPolicy,
     RetryPolicy,
     TaskStatus,
@@ -53,6 +54,8 @@ from kling_voice.errors import (
 )
 
 SAMPLE = "https://example.com/a.mp3"
+HUGE: Any = 10**5000  # whose repr Python refuses
+NO_PATH: Any = 5
 faults = partial(Faults, delay_seconds=0.01, retry_after=0)
 
 KINDS: dict[Fault, tuple[type[KlingError], ...]] = {
@@ -481,12 +484,18 @@ async def test_arguments_are_checked_before_anything_is_sent(
         ("voice_url", client.create_voice("Ada", voice_url="a.mp3")),
         ("video_id", client.create_voice("Ada", video_id="")),
         ("callback_url", client.create_voice("Ada", video_id="v", callback_url="me")),
+        ("callback_url", client.create_voice("Ada", video_id="v", callback_url="")),
         ("external_task_id", client.create_voice("Ada", video_id="v", external_task_id="..")),
         ("external_task_id", client.create_voice("Ada", video_id="v", external_task_id="")),
         ("task_id", client.get_task("")),
         ("task_id", client.get_task("..")),
         ("voice_id", client.delete_voice("")),
         ("method", client.request("", "/x")),
+        ("method", client.request(HUGE, "/x")),
+        ("page_num", client.list_tasks(HUGE)),
+        ("params", client.request("GET", "/x", params={"n": HUGE})),
+        ("timeout", client.wait_for_task("t", timeout=-HUGE)),
+        ("path", client.download_trial(Voice("v", trial_url=SAMPLE), NO_PATH)),
         ("path", client.request("GET", "x")),
         ("params", client.request("GET", "/x", params={"a": None})),
         ("json", client.request("POST", "/x", json=object())),
@@ -509,6 +518,9 @@ async def test_arguments_are_checked_before_anything_is_sent(
         {"timeout": True},
         {"timeout": None},
         {"base_url": ""},
+        {"base_url": HUGE},
+        {"base_url": "https://a..b"},
+        {"base_url": f"https://{'a' * 64}.com"},
         {"base_url": "http://api-singapore.klingai.com"},
         {"credentials": "key"},
         {"credentials": ("id", "secret")},
@@ -517,13 +529,27 @@ async def test_arguments_are_checked_before_anything_is_sent(
         {"session": "https://example.com"},
         {"callbacks": "https://app.example.com/kling"},
         {"sample_host": "s3://bucket/prefix"},
+        {"sample_host": ObjectStoreHost},
     ],
-    ids=repr,
+    ids=lambda options: next(iter(options)),
 )
 def test_unusable_settings(options: dict[str, Any]) -> None:
     """A setting that cannot work is told by its name when the client is made."""
     with pytest.raises(ConfigurationError, match=next(iter(options))):
         KlingVoiceClient(**{"credentials": ApiKey("key"), **options})
+
+
+async def test_a_timeout_beyond_all_clocks(make_client: MakeClient, emulator: Emulator) -> None:
+    """Seconds that an event loop's clock cannot add are as good as none."""
+    for timeout in (10**400, HUGE, 1e300):
+        assert await make_client(emulator, timeout=timeout).list_tasks() == []
+
+
+async def test_a_text_is_no_source_of_requests(make_client: MakeClient, emulator: Emulator) -> None:
+    """It is likely a path; its letters are no requests."""
+    path: Any = "cast.csv"
+    with pytest.raises(InvalidRequestError, match="requests"):
+        make_client(emulator).clone_voices(path)
 
 
 @pytest.mark.parametrize(
@@ -539,6 +565,7 @@ def test_unusable_settings(options: dict[str, Any]) -> None:
         (PollingPolicy, {"initial": 0}),
         (PollingPolicy, {"multiplier": 0.5}),
         (PollingPolicy, {"maximum": 10**400}),
+        (PollingPolicy, {"maximum": HUGE}),
         (PollingPolicy, {"jitter": -0.1}),
     ],
 )

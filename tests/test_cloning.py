@@ -516,7 +516,7 @@ async def test_a_host_that_fails_leaves_nothing_created() -> None:
 
     with emulating() as emulator:
         async with client_of(emulator, sample_host=Broken()) as kling:
-            with pytest.raises(SampleError, match="No voice was created") as caught:
+            with pytest.raises(SampleError, match="This call created no voice") as caught:
                 await kling.clone_voice("Ada", voice_file=ADA)
 
         assert caught.value.outcome == "not_created"

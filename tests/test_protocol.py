@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from yarl import URL
@@ -779,6 +780,7 @@ def test_deletes_of_what_is_gone(error: ApiError, gone: bool) -> None:
         ("mine", "t-1", None, True),
         ("mine", "t-1", "Ada", True),
         ("mine", "t-1", " Ada ", True),
+        ("mine", "t-1", "Ad\N{COMBINING DIAERESIS}a", False),
         ("mine", "t-1", "Bob", False),
         ("other", "t-1", None, False),
         (None, "t-1", "Ada", True),
@@ -798,6 +800,23 @@ def test_what_fits_a_create(
         task_result=TaskResult(voices),
     )
     assert fits(found, "mine", "Ada") is fitting
+
+
+@pytest.mark.parametrize("name", ["Zo\u00eb Li", "Zoe\u0308 Li", " Zo\u00eb  Li"])
+def test_a_name_that_was_tidied_up_is_the_same(name: str) -> None:
+    """Another Unicode form or other spaces do not make it another voice's."""
+    found = VoiceTask(
+        "t-1", TaskStatus.SUCCEED, task_result=TaskResult((Voice("v-1", "Zo\u00eb Li"),))
+    )
+    assert fits(found, "mine", name)
+    assert not fits(found, "mine", "Zoe Li")
+
+
+def test_a_new_id_says_enough() -> None:
+    """What bears an id that was made for a create is its own, whatever it is named."""
+    found = VoiceTask("t-1", TaskStatus.SUCCEED, task_result=TaskResult((Voice("v-1", "Bob"),)))
+    assert fits(found, "kv-new", None)
+    assert not fits(evolve(found, task_info=TaskInfo("other")), "kv-new", None)
 
 
 def test_smaller_pages() -> None:

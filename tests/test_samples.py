@@ -12,6 +12,7 @@ import urllib.request
 import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -156,6 +157,16 @@ def test_refused(tmp_path: Path, make: Callable[[Path], Path], why: str) -> None
     with pytest.raises(SampleError, match=why) as caught:
         inspect_sample(path)
     assert repr(str(path)) in str(caught.value)
+
+
+def test_what_is_no_path() -> None:
+    """Neither a recording nor a bucket is given by it, and the error is this package's."""
+    nothing: Any = None
+    places: Any = ["s3://voices"]
+    with pytest.raises(SampleError, match="NoneType"):
+        inspect_sample(nothing)
+    with pytest.raises(ConfigurationError, match="bucket"):
+        ObjectStoreHost(places)
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="needs file permissions")
