@@ -223,7 +223,9 @@ class CallbackReceiver:
 
         ::
 
-            app.add_route("/kling", receiver.asgi_app)  # FastAPI, Starlette
+            from starlette.routing import Route  # FastAPI, Starlette
+
+            app.routes.append(Route("/kling", receiver.asgi_app, methods=["POST"]))
 
         It answers at any path that it is put at, and may run alone: ``uvicorn module:variable``.
         Where it is mounted instead, with ``app.mount("/kling", ...)``, ``public_url`` must end

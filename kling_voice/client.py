@@ -503,7 +503,7 @@ class KlingVoiceClient:
         return batch.run()
 
     async def download_trial(self, voice: Voice, path: str | os.PathLike[str]) -> Path:
-        """Download a voice's trial recording to a file.
+        """Download a voice's trial recording to a file, and return its path.
 
         It is written beside the target and then renamed, so that no half file is ever seen. No
         credentials are sent. The vendor deletes the files after 30 days.

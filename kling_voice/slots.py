@@ -203,6 +203,9 @@ class Slots:
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
+    def __repr__(self) -> str:
+        return f"<Slots in_flight={self.in_flight} limit={self.limit}>"
+
     @property
     def limit(self) -> int | None:
         """The account's limit as learned so far; ``None`` before the first refusal."""

@@ -4,7 +4,7 @@ Enable them in `conftest.py`:
 
     pytest_plugins = ["kling_voice.testing"]
 
-The emulator runs in a thread of its own, so tests may use any async runner, or none.
+The emulator runs in a thread of its own, so tests may use any runner of asyncio, or none.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import pytest
+try:
+    import pytest
+except ModuleNotFoundError:
+    raise ModuleNotFoundError("kling_voice.testing needs pytest: pip install pytest") from None
 
 from kling_voice import KlingVoiceClient, PollingPolicy, RetryPolicy
 from kling_voice.emulator import Emulator, running

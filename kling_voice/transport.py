@@ -142,7 +142,12 @@ class Transport:
         """
         if self._closed.is_set():
             raise ClientClosedError("The client is closed: make a new one.")
-        loop = asyncio.get_running_loop()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise ConfigurationError(
+                "No asyncio event loop is running: call it from asyncio.run(...); trio will not do."
+            ) from None
         if self._loop is not loop:
             if self._loop is not None:
                 raise ConfigurationError(

@@ -98,7 +98,7 @@ def emulator(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 def test_every_python_block_runs(code: str, emulator: Emulator) -> None:
     """A reader who copies a block and runs it gets no error."""
     run(code)
-    if "clone_voice(" in code and "Emulator(" not in code:
+    if "clone_voice(" in code and "Emulator(" not in code and "FastAPI(" not in code:
         assert emulator.created >= 1
 
 

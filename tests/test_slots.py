@@ -1044,3 +1044,17 @@ def test_a_task_cannot_be_created_before_its_answer_is_in() -> None:
 
     assert process.voices == 100
     assert process.slots.in_flight == 0
+
+
+def test_slots_show_what_is_known() -> None:
+    """The repr tells how many are held and what is known of the limit."""
+
+    async def refused() -> str:
+        slots = Slots()
+        for _ in range(2):
+            await slots.acquire()
+        slots.refused(None)
+        return repr(slots)
+
+    assert repr(Slots()) == "<Slots in_flight=0 limit=None>"
+    assert in_no_time(refused()) == "<Slots in_flight=1 limit=1>"

@@ -1,6 +1,8 @@
 """The fixtures that users' own tests are written with."""
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -64,3 +66,11 @@ class TestOverridden:
         assert kling_emulator.concurrency_limit == 3
         with pytest.raises(TaskFailedError, match="noisy"):
             await clone(kling_client)
+
+
+def test_without_pytest() -> None:
+    """Whoever imports the fixtures without pytest is told what to install."""
+    code = "import sys; sys.modules['pytest'] = None; import kling_voice.testing"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "needs pytest: pip install pytest" in done.stderr

@@ -877,6 +877,13 @@ async def test_close_tells_a_create_its_outcome(make_client: MakeClient) -> None
         assert (caught.value.outcome, caught.value.external_task_id) == ("unknown", "mine")
 
 
+def test_no_loop_is_told() -> None:
+    """A client that another async library runs says what it needs, and leaves nothing behind."""
+    call = KlingVoiceClient(ApiKey("key")).get_task("t-1")
+    with pytest.raises(ConfigurationError, match="asyncio"):
+        call.send(None)
+
+
 async def test_a_second_loop_is_told(make_client: MakeClient, emulator: Emulator) -> None:
     """A client that is used from another event loop says so, and goes on in its own."""
     client = make_client(emulator)
