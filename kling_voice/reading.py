@@ -4,7 +4,9 @@ from collections.abc import Callable
 from math import inf
 from typing import Final
 
+from kling_voice.models import TaskStatus
 from kling_voice.protocol import PAGE_SIZES, smaller_page
+from kling_voice.schedule import advances
 
 MERGE: Final = 3  # so many tasks that are due together are worth a list page
 ITEMS: Final = 50  # so many listed tasks cost about as much as one single query
@@ -13,6 +15,10 @@ _DEEPER = 4  # and this much after it was of no use
 _MEMORY = 16  # ticks for which it is remembered how deep the awaited tasks were
 _FORGIVEN = 1  # passing failures of the list in a row
 _LONGEST_REST = 64  # ticks; after so long a useless list is tried again
+_LISTS_PER_CALL = 4  # so rarely is it checked that lists are not frozen,
+_SHOWN_PER_WITNESS = 100  # by one single query for so many tasks that they show unchanged
+_BEHIND = 5.0  # seconds that a list may be behind what was told otherwise, and still be of use
+_WITNESSES = 1024  # states that were told otherwise
 
 _FIRST_GUESS = 0.1  # seconds that a read takes
 _SHORTEST_PATIENCE = 3.0  # seconds
@@ -83,6 +89,51 @@ class Pauses:
 
     def _pause(self, now: float, seconds: float) -> None:
         self.until = max(self.until, now + seconds)
+
+
+class Witnesses:
+    """What was told otherwise than by the list: a list that goes on denying it is frozen.
+
+    A cache or a proxy may answer a list for ever with what it was once.
+    """
+
+    def __init__(self) -> None:
+        self._told: dict[str, tuple[TaskStatus, float]] = {}  # by task_id, the oldest first
+        self._uncalled = _LISTS_PER_CALL  # lists since witnesses were called
+
+    def note(self, task_id: str, status: TaskStatus, now: float) -> None:
+        """Note a state that a query or a callback told; the first one proves nothing."""
+        if status is TaskStatus.SUBMITTED:
+            return
+        known = self._told.get(task_id)
+        if known is not None and (known[0] == status or not advances(known[0], status)):
+            return
+        self._told.pop(task_id, None)
+        if len(self._told) >= _WITNESSES:
+            del self._told[next(iter(self._told))]
+        self._told[task_id] = status, now
+
+    def call(self, unchanged: int) -> int:
+        """Tell how many of so many tasks that a list shows unchanged are to be queried alone."""
+        self._uncalled += unchanged > 0
+        if self._uncalled <= _LISTS_PER_CALL:
+            return 0
+        self._uncalled = 1
+        return -(-unchanged // _SHOWN_PER_WITNESS)
+
+    def refute(self, task_id: object, status: object, asked: float) -> bool:
+        """Tell whether a list that was asked for at that moment shows what was long over then.
+
+        Args:
+            task_id: A raw item's.
+            status: A raw item's.
+            asked: When the list was asked for.
+        """
+        known = self._told.get(task_id) if type(task_id) is str else None
+        if known is None or asked - known[1] <= _BEHIND:
+            return False
+        over_then = status == TaskStatus.PROCESSING and known[0].is_terminal
+        return over_then or status == TaskStatus.SUBMITTED
 
 
 class ListUse:

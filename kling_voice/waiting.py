@@ -11,6 +11,8 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
+from heapq import nlargest
+from operator import attrgetter
 from typing import Any, Final, Protocol
 
 from kling_voice import protocol
@@ -27,7 +29,7 @@ from kling_voice.errors import (
 )
 from kling_voice.models import VoiceTask
 from kling_voice.protocol import Call, Envelope
-from kling_voice.reading import ListUse, Patience, Pauses
+from kling_voice.reading import ListUse, Patience, Pauses, Witnesses
 from kling_voice.schedule import NEVER, Agenda, Schedule
 from kling_voice.watches import Look, Waiter, Watch, Watches, follows
 
@@ -41,6 +43,7 @@ _PROMPT_SPACING = 0.5  # seconds between two looks at one task that unproven cal
 _SAME_MOMENT = 0.001  # seconds
 _LONGEST = 1e9  # seconds, 31 years; a longer wait has no deadline
 _CONFIRMS = 8  # looks at a told success before its voices are asked for no more often than usual
+_LISTED = 6  # looks in a row for which a list is believed without a check
 _WORDS_TOLD = 100  # unknown statuses; a vendor who makes up more is not told of
 
 
@@ -93,6 +96,7 @@ class TaskWatcher:
         self._list_patience = Patience()
         self._pauses = Pauses(schedule.interval)
         self._list = ListUse(schedule.period)
+        self._witnesses = Witnesses()
         self._told_words: set[str] = set()
         self._closed = False
 
@@ -374,15 +378,18 @@ class TaskWatcher:
             raise ResponseError(
                 f"the query for task {watch.ids[0]} gave task {task.task_id}", http_status=200
             )
+        watch.listed = 0
         self._observe(watch, task, certain=True)
 
     async def _look_at_list(self, look: Look) -> None:
         """Look for the look's watches in the list's pages; then let the rest be queried alone."""
         page_num = items = found = depth = 0
         first: object = None
+        shown: list[Watch] = []
         page_size = self._list.page_size(len(self._watches))
         while True:
             page_num += 1
+            asked = _now()
             try:
                 envelope = await self._read(
                     protocol.list_call(protocol.VOICES, page_num, page_size), self._list_patience
@@ -402,20 +409,45 @@ class TaskWatcher:
             before, first = first, _first_id(page)
             if first is not None and first == before:
                 page = []  # it is the same page: the server gives no other
+            if any(self._is_refuted(item, asked) for item in page):
+                _log.warning("The list shows what is long over; tasks are queried alone.")
+                self._list.failed(_now(), for_good=True)
+                for one in shown:
+                    if one.waiters:
+                        self._want(one, _now())
+                break
             here = 0
             for item in page:
                 items += 1
-                if self._see(item, envelope.request_id, look):
+                if (seen := self._see(item, envelope.request_id, look)) is not None:
+                    shown.append(seen)
                     here += 1
                     depth = items
             found += here
             missing = len(look.serves)
             if not self._list.go_on(found=here, items=len(page), read=items, missing=missing):
                 self._list.learn(_now(), found=found, items=items, depth=depth)
+                self._check(shown)
                 break
         for watch in list(look.serves):
             look.release(watch)
             self._queue.append(Look([watch], _now()))
+
+    def _check(self, shown: list[Watch]) -> None:
+        """Query a few of the tasks that the list shows alone: it may be a cache's, and frozen."""
+        idle = [
+            watch
+            for watch in shown
+            if watch.waiters and watch.look is None and watch.listed >= _LISTED
+        ]
+        for watch in nlargest(self._witnesses.call(len(idle)), idle, key=attrgetter("listed")):
+            self._agenda.drop(watch)
+            self._queue.append(Look([watch], _now()))
+
+    def _is_refuted(self, item: Any, asked: float) -> bool:
+        return type(item) is dict and self._witnesses.refute(
+            item.get("task_id"), item.get("task_status"), asked
+        )
 
     def _is_lists_own(self, error: KlingError) -> bool:
         """Note a failure of the list; tell whether it says nothing of single queries."""
@@ -426,28 +458,29 @@ class TaskWatcher:
         # A permission may be missing for the list alone; the other matters are the account's.
         return isinstance(error, PermissionDeniedError) or not protocol.concerns_account(error)
 
-    def _see(self, item: Any, request_id: str | None, look: Look) -> bool:
+    def _see(self, item: Any, request_id: str | None, look: Look) -> Watch | None:
         """Take in one raw item of a list, if someone waits for it; the others are not decoded."""
         if type(item) is not dict:
-            return False
+            return None
         info = item.get("task_info")
         external = info.get("external_task_id") if type(info) is dict else None
         watch = self._watches.find(item.get("task_id"), external)
         if watch is None or watch.alone:
-            return False
+            return None
         watch.seen = _now()
+        watch.listed += 1
         if watch.task is None or watch.task.task_status != item.get("task_status"):
             try:
                 task = protocol.read_item(item, request_id)
             except KlingError as error:
                 _log.debug("A task in the list is unreadable, and is queried alone: %s", error)
-                return False
-            self._observe(watch, task)
+                return None
+            self._observe(watch, task, listed=True)
         if watch.look is look:
             self._looked(look, watch)
         elif watch.look is None and watch.waiters and not watch.alone:
             self._sighted(watch)
-        return True
+        return watch
 
     def _sighted(self, watch: Watch) -> None:
         """Take the sight of a watch for its next look, if that is due before long.
@@ -461,15 +494,20 @@ class TaskWatcher:
 
     # --- taking in ---
 
-    def _observe(self, watch: Watch, task: VoiceTask, *, certain: bool = False) -> None:
+    def _observe(
+        self, watch: Watch, task: VoiceTask, *, certain: bool = False, listed: bool = False
+    ) -> None:
         """Take in a state of a watch's task.
 
         Args:
             watch: Whose state it is.
             task: The state.
             certain: Whether it comes from a single query, the last word on a task's voices.
+            listed: Whether it comes from the list.
         """
         watch.seen = _now()
+        if not listed:
+            self._witnesses.note(task.task_id, task.task_status, watch.seen)
         is_met = task.task_id not in watch.ids  # it was waited for by its external id so far
         for other in self._watches.learn(watch, task):
             self._let_go(other)

@@ -109,6 +109,7 @@ class Watch:
         alone: Whether its task is said to have succeeded, so that a single query is to show its
             voices: a list page will not do.
         confirms: How often it was looked at for that.
+        listed: How often in a row the list alone told of it, and no change.
         urgent: Whether a callback asks for a look; another one's list may be older than that.
         stumbled: Whether the last look failed.
         look: The look that it is in the queue for, or that is under way.
@@ -119,6 +120,7 @@ class Watch:
         "alone",
         "confirms",
         "ids",
+        "listed",
         "look",
         "looked",
         "looks",
@@ -139,6 +141,7 @@ class Watch:
         self.looked: float = -NEVER
         self.alone: bool = False
         self.confirms: int = 0
+        self.listed: int = 0
         self.urgent: bool = False
         self.stumbled: bool = False
         self.look: Look | None = None
@@ -157,6 +160,7 @@ class Watch:
     def tell(self, task: VoiceTask) -> None:
         """Take in a state, and tell all who wait."""
         self.task = task
+        self.listed = 0
         for waiter in self.waiters:
             waiter.tell(task)
 

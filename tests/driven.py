@@ -143,6 +143,7 @@ class Vendor:
         fault: Gives the error that a call meets.
         page_cap: The largest page.
         clamp: Whether a larger one is cut to that, and not refused.
+        frozen: From when on a cache answers the list, with what that was then.
     """
 
     def __init__(self, jobs: Iterable[Job] = (), *, latency: float = 0.01) -> None:
@@ -152,6 +153,7 @@ class Vendor:
         self.fault: Callable[[Call], KlingError | None] = lambda call: None
         self.page_cap = 1000
         self.clamp = False
+        self.frozen = float("inf")
         self.in_flight = 0
         self.is_closed = False
 
@@ -188,7 +190,7 @@ class Vendor:
                 size = self.page_cap
             shown = [job for job in self.listed if job.visible <= moment and not job.hidden]
             page = shown[(number - 1) * size : number * size]
-            return [job.shape(moment, listed=True) for job in page]
+            return [job.shape(min(moment, self.frozen), listed=True) for job in page]
         for candidate in self.listed:
             if url.name in (candidate.task_id, candidate.external) and candidate.visible <= moment:
                 return candidate.shape(moment)

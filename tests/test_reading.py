@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kling_voice.reading import ITEMS, MERGE, ListUse, Patience, Pauses
+from kling_voice.models import TaskStatus
+from kling_voice.reading import ITEMS, MERGE, ListUse, Patience, Pauses, Witnesses
 
 
 class TestPatience:
@@ -327,3 +328,53 @@ class TestLearning:
             assert 30 <= use.page_size(awaited) <= 1000
             assert use.is_worth(80.0, max(MERGE, awaited), awaited)
         assert ITEMS == 50
+
+
+class TestWitnesses:
+    """What was told otherwise convicts a list that goes on denying it."""
+
+    @pytest.mark.parametrize(
+        ("told", "shown", "refuted"),
+        [
+            ("succeed", "processing", True),
+            ("failed", "submitted", True),
+            ("processing", "submitted", True),
+            ("processing", "processing", False),
+            ("processing", "succeed", False),
+            ("succeed", "succeeded", False),
+            ("succeed", "a new word", False),
+            ("succeed", None, False),
+        ],
+    )
+    def test_only_what_is_long_over_convicts(self, told: str, shown: object, refuted: bool) -> None:
+        """A step back convicts a list that was asked for more than 5 s after it was known."""
+        witnesses = Witnesses()
+        witnesses.note("t", TaskStatus(told), 10.0)
+        assert witnesses.refute("t", shown, 15.1) is refuted
+        assert not witnesses.refute("t", shown, 14.9)
+        assert not witnesses.refute("u", shown, 99.0)
+        assert not witnesses.refute(["t"], shown, 99.0)
+
+    def test_a_state_is_old_from_its_first_telling_on(self) -> None:
+        """What is told again does not become younger, and nothing older takes its place."""
+        witnesses = Witnesses()
+        witnesses.note("t", TaskStatus.SUCCEED, 10.0)
+        witnesses.note("t", TaskStatus.SUCCEED, 14.0)
+        witnesses.note("t", TaskStatus.PROCESSING, 14.0)
+        assert witnesses.refute("t", "processing", 16.0)
+
+    def test_only_so_many_are_remembered(self) -> None:
+        """The newest 1,024 are."""
+        witnesses = Witnesses()
+        for number in range(1025):
+            witnesses.note(f"t{number}", TaskStatus.SUCCEED, 0.0)
+        assert not witnesses.refute("t0", "processing", 9.0)
+        assert witnesses.refute("t1", "processing", 9.0)
+        assert witnesses.refute("t1024", "processing", 9.0)
+
+    def test_they_are_called_rarely(self) -> None:
+        """One in a hundred is called, at the first list and every fourth one after it."""
+        witnesses = Witnesses()
+        assert [witnesses.call(101) for _ in range(6)] == [2, 0, 0, 0, 2, 0]
+        assert [witnesses.call(0) for _ in range(9)] == [0] * 9
+        assert [witnesses.call(1) for _ in range(4)] == [0, 0, 1, 0]

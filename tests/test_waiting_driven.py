@@ -479,8 +479,9 @@ class TestSharedReads:
         watcher = watching(vendor)
         ids = [i for one in jobs for i in (one.task_id, str(one.external))]
         await asyncio.gather(*(watcher.wait(one, timeout=60.0) for one in ids))
-        assert len(vendor.calls) <= 11
-        assert all("pageSize=125" in target for _, target in vendor.calls[1:])
+        assert len(vendor.calls) <= 11 + 2  # witnesses
+        lists = [target for _, target in vendor.calls if "?" in target]
+        assert all("pageSize=125" in target for target in lists[1:])
 
     @driven
     async def test_long_waits_come_to_share_their_looks(self) -> None:
@@ -497,10 +498,11 @@ class TestSharedReads:
             *(wait(one, i / 20) for i, one in enumerate(jobs)), return_exceptions=True
         )
         await until(60.0)
-        calm = len(vendor.calls)
+        calm = len(vendor.singles)
         await until(160.0)
-        assert len(vendor.calls) - calm <= 25  # every 5 s
-        assert vendor.singles == [] or max(vendor.singles) < 20.0
+        lists = [moment for moment in vendor.lists if moment >= 60.0]
+        assert len(lists) <= 25  # every 5 s
+        assert len(vendor.singles) - calm <= 2 * (len(lists) / 4 + 1)  # witnesses
         waits.cancel()
 
     @driven
@@ -536,7 +538,7 @@ class TestSharedReads:
         watcher = watching(vendor)
         await asyncio.gather(*(watcher.wait(f"t{i}", timeout=60.0) for i in range(5)))
         assert len(vendor.lists) >= 8
-        assert vendor.singles == []
+        assert len(vendor.singles) <= 1  # a witness
         assert structured == {f"t{i}": 2 for i in range(5)}
 
     @driven
@@ -658,7 +660,7 @@ class TestList:
         await until(120.5)
         queried = len(vendor.singles)
         await waits
-        assert len(vendor.singles) == queried
+        assert len(vendor.singles) <= queried + 80 / 4  # witnesses
         assert len(vendor.lists) >= 81
 
     @driven
@@ -1369,7 +1371,7 @@ class TestReadLag:
         await until(25.5)
         jobs[0].hidden = True
         assert all(state.succeeded for state in await waits)
-        assert len(vendor.singles) == 6
+        assert len(vendor.singles) <= 6 + 7  # witnesses
 
     @driven
     async def test_one_that_is_not_known_harms_no_other(self) -> None:
@@ -1542,6 +1544,62 @@ class TestUpdates:
         )
         assert states[0].succeeded
         assert seen == ["submitted", "processing", "succeed"][given_task:]
+
+
+class TestFrozenList:
+    """A list that a cache answers with what once was does not starve those whom it shows."""
+
+    @pytest.mark.parametrize("count", [3, 20, 1000])
+    @pytest.mark.parametrize("ends", [9.0, 60.0])
+    @driven
+    async def test_it_is_found_out(self, count: int, ends: float) -> None:
+        """Waits end before long though the list shows their tasks as processing for ever."""
+        life = [(0.0, "submitted"), (2.0, "processing"), (ends, "succeed")]
+        vendor = Vendor([Job(f"t{i}", timeline=life) for i in range(count)])
+        vendor.frozen = 5.0
+        watcher = watching(vendor, USUAL)
+        waits = (watcher.wait(told(f"t{i}"), timeout=600.0) for i in range(count))
+        states = await asyncio.gather(*waits)
+        assert all(state.succeeded for state in states)
+        assert now() <= ends + 35.0
+        assert len(vendor.calls) <= 2 * count + 60
+        assert watcher.idle
+
+    @driven
+    async def test_what_the_caller_knows_is_a_witness_too(self) -> None:
+        """A list that shows less than a VoiceTask told, and goes on to, is not believed."""
+        jobs = [job(f"t{i}", ends=9.0) for i in range(5)]
+        vendor = Vendor(jobs)
+        vendor.frozen = 0.0
+        watcher = watching(vendor)
+        waits = (watcher.wait(told(one.task_id, "processing"), timeout=60.0) for one in jobs)
+        assert all(state.succeeded for state in await asyncio.gather(*waits))
+
+    @driven
+    async def test_a_thaw_is_noticed(self) -> None:
+        """A list that has thawed is of use again."""
+        jobs = [job(f"t{i}", ends=9.0 if i < 10 else 300.5) for i in range(200)]
+        vendor = Vendor(jobs)
+        vendor.frozen = 5.0
+        watcher = watching(vendor)
+        waits = asyncio.gather(*(watcher.wait(told(j.task_id), timeout=600.0) for j in jobs))
+        await until(100.0)
+        vendor.frozen = float("inf")
+        await until(180.0)
+        queried = len(vendor.singles)
+        assert all(state.succeeded for state in await waits)
+        assert len(vendor.singles) - queried <= 2 * 120 / 4 + 2
+        assert now() <= 302.0
+
+    @driven
+    async def test_a_list_that_lags_is_believed(self) -> None:
+        """A list that is a few seconds behind is as good as any; one query in many checks it."""
+        jobs = [job(f"t{i}", ends=20.0 + i / 20, lag=3.0) for i in range(1000)]
+        vendor = Vendor(jobs)
+        watcher = watching(vendor)
+        await asyncio.gather(*(watcher.wait(told(j.task_id), timeout=600.0) for j in jobs))
+        assert now() <= 75.0
+        assert len(vendor.calls) <= 1000 * 0.12 + 10 * 75 / 4
 
 
 class TestStatuses:
