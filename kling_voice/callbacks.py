@@ -11,7 +11,10 @@ import contextlib
 import logging
 import os
 import threading
+import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from math import inf
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from attrs import evolve
@@ -43,6 +46,8 @@ _log = logging.getLogger("kling_voice")
 
 REMEMBERED: Final = 8192  # webhook-ids; after 5 minutes the signature's age refuses a repeat, too
 KEPT: Final = 4096  # tasks whose last state is kept, the most recently told ones
+
+_QUIET: Final = 60.0  # seconds from one warning to the next: anyone may send forged callbacks
 
 _Scope = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -103,6 +108,8 @@ class CallbackReceiver:
         self._received: dict[str, None] = {}  # webhook-ids, the oldest first
         self._kept: dict[str, VoiceTask] = {}  # by task_id, the one not told of longest first
         self._task_ids: dict[str, str] = {}  # of the kept tasks, by external_task_id
+        self._warned: dict[CallbackReason, float] = {}  # when, by the monotonic clock
+        self._refused: Counter[CallbackReason] = Counter()  # and how many since then
 
     def __repr__(self) -> str:
         secret = "None" if self._verifier is None else "'***'"
@@ -241,9 +248,24 @@ class CallbackReceiver:
         try:
             await self.receive(await read(), headers)
         except CallbackError as error:
-            _log.warning("%s", error)
+            self._warn(error)
             return _REFUSED[error.reason]
         return _TAKEN
+
+    def _warn(self, error: CallbackError) -> None:
+        """Tell the log why a callback was refused; for each reason once a minute, with a count."""
+        now, reason = time.monotonic(), error.reason
+        with self._lock:
+            loud = now - self._warned.get(reason, -inf) >= _QUIET
+            others = self._refused.pop(reason, 0) if loud else 0
+            if loud:
+                self._warned[reason] = now
+            else:
+                self._refused[reason] += 1
+        if others:
+            _log.warning("%s (%d others since the last warning.)", error, others)
+        else:
+            _log.log(logging.WARNING if loud else logging.DEBUG, "%s", error)
 
     # --- memory ---
 
@@ -277,7 +299,10 @@ class CallbackReceiver:
         """Call *news* with each watcher, in that one's own event loop."""
         with self._lock:
             watchers = list(self._watchers.items())
-        here = asyncio.get_running_loop()
+        try:
+            here = asyncio.get_running_loop()
+        except RuntimeError:  # an ASGI server may run on trio, which no client lives in
+            here = None
         for watcher, loop in watchers:
             if loop is here:
                 try:

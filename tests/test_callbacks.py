@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -786,6 +787,21 @@ class TestDelivery:
         assert listener.statuses == ["failed"]
         assert listener.threads == {threading.get_ident()}
 
+    async def test_another_kind_of_loop(
+        self, receiver: CallbackReceiver, listener: Listener
+    ) -> None:
+        """A server that does not run on asyncio delivers in the client's loop all the same."""
+        receiver.attach(listener)
+        body = state("failed")
+
+        def drive() -> None:
+            with pytest.raises(StopIteration):
+                receiver.receive(body, signed(body)).send(None)
+
+        await asyncio.to_thread(drive)
+        await asyncio.sleep(0)
+        assert listener.statuses == ["failed"]
+
     async def test_client_that_fails(
         self,
         receiver: CallbackReceiver,
@@ -1098,6 +1114,25 @@ def part(body: bytes, *, more: bool = False) -> Message:
 
 
 class TestAsgiApp:
+    async def test_forgeries_do_not_flood_the_log(
+        self,
+        receiver: CallbackReceiver,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """A thousand refusals are one warning for each reason, and a count a minute later."""
+        clock = 1000.0
+        monkeypatch.setattr("kling_voice.callbacks.time", SimpleNamespace(monotonic=lambda: clock))
+        for _ in range(1000):
+            assert await AsgiServer(part(b"{}")).run(receiver) == 401
+        assert await AsgiServer(part(b"x" * (BODY_CAP + 1))).run(receiver) == 413
+        assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+        clock += 60.0
+        for _ in range(2):
+            assert await AsgiServer(part(b"{}")).run(receiver) == 401
+        assert len(caplog.records) == 3
+        assert caplog.messages[2].endswith("(999 others since the last warning.)")
+
     async def test_statuses(self, receiver: CallbackReceiver, listener: Listener) -> None:
         """200, 401, 400, 413 and 405, each for its reason."""
         body, unreadable = encode(LEGACY), b'{"id": 1}'
