@@ -164,7 +164,7 @@ class TaskWatcher:
     ) -> Waiter:
         now = _now()
         seconds = NEVER if timeout is None or timeout > _LONGEST else timeout
-        waiter = Waiter(known, eager=eager, timeout=seconds, deadline=now + seconds)
+        waiter = Waiter(known, eager=eager, timeout=seconds, began=now, deadline=now + seconds)
         watch = self._watches.open(task_id, now, certain=known is not None)
         watch.join(waiter)
         if watch.task is not None:
@@ -329,7 +329,9 @@ class TaskWatcher:
             )
             return
         for watch in list(look.serves):
-            if not isinstance(error, NotFoundError) or watch.looked - watch.seen > self._grace:
+            if isinstance(error, NotFoundError):
+                self._miss(watch, error)
+            else:
                 self._fail(watch, error)
 
     def _looked(self, look: Look, watch: Watch, *, stumbled: bool = False) -> None:
@@ -539,6 +541,13 @@ class TaskWatcher:
         for waiter in watch.waiters:
             waiter.fail(error)
         self._forget(watch)
+
+    def _miss(self, watch: Watch, error: NotFoundError) -> None:
+        """End the waits for a task that was not found, but for those that have just begun."""
+        for waiter in list(watch.waiters):
+            if watch.looked - max(watch.seen, waiter.began) > self._grace:
+                waiter.fail(error)
+                self._leave(waiter)
 
     def _forget(self, watch: Watch) -> None:
         self._let_go(watch)

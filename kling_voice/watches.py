@@ -30,7 +30,8 @@ class Waiter:
         last: The last state that it knows.
         eager: Whether it wants every change, or only the end.
         timeout: Seconds that it waits in all.
-        deadline: When that ends, by the event loop's clock.
+        began: When it began, by the event loop's clock.
+        deadline: When it ends, by that clock.
         news: Changes to take in, in order.
         error: What to raise after that.
         expired: Whether its deadline has come.
@@ -38,6 +39,7 @@ class Waiter:
 
     __slots__ = (
         "_future",
+        "began",
         "deadline",
         "eager",
         "error",
@@ -51,11 +53,18 @@ class Waiter:
     watch: "Watch"
 
     def __init__(
-        self, last: VoiceTask | None, *, eager: bool, timeout: float, deadline: float
+        self,
+        last: VoiceTask | None,
+        *,
+        eager: bool,
+        timeout: float,
+        deadline: float,
+        began: float = 0.0,
     ) -> None:
         self.last = last
         self.eager: bool = eager
         self.timeout: float = timeout
+        self.began: float = began
         self.deadline: float = deadline
         self.news: list[VoiceTask] = []
         self.error: BaseException | None = None

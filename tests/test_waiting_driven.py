@@ -1374,6 +1374,22 @@ class TestReadLag:
         assert len(vendor.singles) <= 6 + 7  # witnesses
 
     @driven
+    async def test_each_wait_has_its_own_grace(self) -> None:
+        """Who waits for an unknown id from later on has ten seconds, too, and shares the looks."""
+        vendor = Vendor([job("t", ends=12.0, external="e", visible=11.5)])
+        watcher = watching(vendor)
+
+        async def later() -> VoiceTask:
+            await until(9.5)
+            return await watcher.wait("e", timeout=60.0)
+
+        first, second = await gather(watcher.wait("e", timeout=60.0), later())
+        assert isinstance(first, NotFoundError)
+        assert second.succeeded
+        assert len(vendor.calls) <= 14
+        assert watcher.idle
+
+    @driven
     async def test_one_that_is_not_known_harms_no_other(self) -> None:
         """Among many waits, one for an unknown task ends alone."""
         vendor = Vendor([job(f"t{i}", ends=20.5) for i in range(10)])
