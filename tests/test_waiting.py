@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from attrs import define
+from wire import MakeClient
 
 from kling_voice import (
     AccountError,
@@ -392,3 +393,18 @@ async def test_an_id_that_is_none(task: Any) -> None:
         with pytest.raises(InvalidRequestError) as caught:
             await play.kling.wait_for_task(task)
         assert caught.value.field == "task"
+
+
+async def test_a_frozen_list_starves_nobody(make_client: MakeClient) -> None:
+    """Waits end though a cache answers the list for ever with what it was before."""
+    async with Emulator(task_seconds=1.0) as emulator:
+        kling = make_client(emulator, polling=PollingPolicy(initial=0.5, maximum=0.5))
+        tasks = [
+            await kling.create_voice(f"v{i}", voice_url="https://example.com/a.mp3")
+            for i in range(40)
+        ]
+        emulator.list_frozen = True
+        states = await asyncio.gather(*(kling.wait_for_task(task, timeout=30.0) for task in tasks))
+        assert all(state.succeeded for state in states)
+        emulator.list_frozen = False
+        assert {task.task_status for task in await kling.list_tasks(page_size=40)} == {"succeed"}

@@ -262,15 +262,18 @@ class Account:
         """The task of a task id, whether or not reads show it yet."""
         return self._by_task_id.get(task_id)
 
-    def page(self, paging: Paging) -> list[Task]:
-        """One page of the list; beyond the last page, nothing."""
+    def page(self, paging: Paging, *, until: float | None = None) -> list[Task]:
+        """One page of the list, as it is or was; beyond the last page, nothing."""
         with self._lock:
             self._list_visible()
+            listed = self._listed
+            if until is not None:
+                listed = [task for task in listed if task.visible <= until]
             skipped = (paging.number - 1) * paging.size
             if self._list_order != "newest":
-                return self._listed[skipped : skipped + paging.size]
-            last = max(0, len(self._listed) - skipped)
-            return self._listed[max(0, last - paging.size) : last][::-1]
+                return listed[skipped : skipped + paging.size]
+            last = max(0, len(listed) - skipped)
+            return listed[max(0, last - paging.size) : last][::-1]
 
     def views(self) -> tuple[TaskView, ...]:
         """All tasks as they are now, in the order in which they were made."""

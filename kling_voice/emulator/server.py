@@ -167,6 +167,7 @@ class Emulator:
         self.page_cap = page_cap
         self._page_clamp = page_clamp
         self._delete_data = delete_data
+        self._list_frozen: float | None = None
         self._fetch_samples = fetch_samples
         self._fetch_seconds = fetch_seconds
         self._host, self._port, self._prefix = host, port, prefix
@@ -293,6 +294,15 @@ class Emulator:
         self._account.read_lag = seconds
 
     @property
+    def list_frozen(self) -> bool:
+        """Whether lists show what was when this was set, as a cache in front of them would."""
+        return self._list_frozen is not None
+
+    @list_frozen.setter
+    def list_frozen(self, frozen: bool) -> None:
+        self._list_frozen = self._clock.now() if frozen else None
+
+    @property
     def clock_skew(self) -> float:
         """How far the server's wall clock is ahead, in seconds."""
         return self._clock.skew
@@ -395,8 +405,9 @@ class Emulator:
 
     def _list(self, request: web.Request) -> bytes:
         paging = read_paging(request.query, cap=self.page_cap, clamp=self._page_clamp)
-        tasks = self._account.page(paging)
-        now = self._clock.now()
+        frozen = self._list_frozen
+        tasks = self._account.page(paging, until=frozen)
+        now = self._clock.now() if frozen is None else frozen
         return _array([self._shapes.queried(task, now) for task in tasks])
 
     def _presets(self, request: web.Request) -> bytes:
