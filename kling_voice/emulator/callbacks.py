@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from heapq import heappop, heappush
 from typing import Literal
+from urllib.parse import urlsplit
 
 import aiohttp
 from attrs import evolve, frozen
@@ -52,6 +53,8 @@ class _Notice:
 
 class Callbacks:
     """The schedule of all callbacks: one heap, one timer, and lanes that keep a task's order.
+
+    Each server that is called back has lanes of its own, so that a deaf one delays no other.
 
     Args:
         clock: the time that tasks live by; its skew also shows in the signed timestamps.
@@ -92,15 +95,14 @@ class Callbacks:
         self._order = itertools.count()
         self._heap: list[tuple[float, bool, int, _Notice]] = []
         self._changed = asyncio.Event()
-        self._lanes: list[asyncio.Queue[_Notice]] = []
+        self._lanes: dict[tuple[str, int], asyncio.Queue[_Notice]] = {}
         self._workers: list[asyncio.Task[None]] = []
 
     def start(self, session: aiohttp.ClientSession) -> None:
         """Begin to deliver, with a session that the caller closes."""
         self._changed = asyncio.Event()
-        self._lanes = [asyncio.Queue() for _ in range(_LANES)]
-        self._workers = [asyncio.create_task(self._deliver_lane(session, q)) for q in self._lanes]
-        self._workers.append(asyncio.create_task(self._run_timer()))
+        self._lanes = {}
+        self._workers = [asyncio.create_task(self._run_timer(session))]
 
     async def close(self) -> None:
         """End all deliveries."""
@@ -148,12 +150,21 @@ class Callbacks:
         if self._heap[0] is entry:
             self._changed.set()
 
-    async def _run_timer(self) -> None:
+    def _lane(self, task: Task, session: aiohttp.ClientSession) -> asyncio.Queue[_Notice]:
+        server = urlsplit(task.body.callback_url or "").netloc
+        key = (server, hash(task.task_id) % _LANES)
+        lane = self._lanes.get(key)
+        if lane is None:
+            lane = self._lanes[key] = asyncio.Queue()
+            self._workers.append(asyncio.create_task(self._deliver_lane(session, lane)))
+        return lane
+
+    async def _run_timer(self, session: aiohttp.ClientSession) -> None:
         while True:
             now = self._clock.now()
             while self._heap and self._heap[0][0] <= now:
                 notice = heappop(self._heap)[-1]
-                self._lanes[hash(notice.task.task_id) % _LANES].put_nowait(notice)
+                self._lane(notice.task, session).put_nowait(notice)
             self._changed.clear()
             pause = self._clock.real_seconds(self._heap[0][0] - now) if self._heap else None
             with contextlib.suppress(TimeoutError):

@@ -207,3 +207,21 @@ async def test_an_earlier_callback_is_not_kept_waiting_by_a_later_one() -> None:
         await api.create(callback_url=box.url)
         await box.until(4)
         assert box.bodies[-1]["task_status"] == "succeed"
+
+
+async def test_a_deaf_receiver_delays_no_other() -> None:
+    """However many callbacks hang at one server, those of another one come on time."""
+    hangs = asyncio.Event()
+
+    async def deaf(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await hangs.wait()
+        writer.close()
+
+    server = await asyncio.start_server(deaf, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    async with inbox() as box, serving(task_seconds=0.0) as api:
+        for number in range(60):
+            await api.create(callback_url=url if number < 40 else box.url)
+        await box.until(60)
+    hangs.set()
+    server.close()
