@@ -1225,7 +1225,9 @@ async def test_nothing_is_left_however_a_batch_ends(
                 await ending(kling, source)
             assert source.closed or ending is cancel_in_the_source
         gc.collect()
-    assert not [record for record in caplog.records if record.name == "asyncio"]
+    complaints = [record for record in caplog.records if record.name == "asyncio"]
+    # Debug mode also logs callbacks that took long: the emulator's thread, while this one collects.
+    assert not [record for record in complaints if not record.msg.startswith("Executing ")]
 
 
 async def test_what_was_accepted_goes_on_and_is_found() -> None:

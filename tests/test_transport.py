@@ -847,7 +847,10 @@ async def test_close_ends_what_is_under_way(
 ) -> None:
     """Closing ends calls that sleep, queue or are in flight at once, with ClientClosedError."""
     async with Server(answers) as server, aiohttp.ClientSession() as session:
-        client = make_client(server, session=session if borrowed else None, timeout=20.0)
+        patient = RetryPolicy()  # its calls sleep for Retry-After, however late the answers come
+        client = make_client(
+            server, session=session if borrowed else None, timeout=20.0, retry=patient
+        )
         calls = [
             *(asyncio.create_task(client.get_task("t-1")) for _ in range(CONNECTIONS + 20)),
             asyncio.create_task(client.create_voice("Ada", voice_url=SAMPLE)),

@@ -211,9 +211,10 @@ class Emulator:
         except OSError:
             await self._runner.cleanup()
             raise
+        # Kept, so that it comes back there; older versions of aiohttp do not name it in the site.
         self._port = self._runner.addresses[0][1]
-        port = self._runner.addresses[0][1]  # older versions of aiohttp do not name it in the site
-        self.base_url = f"{URL.build(scheme='http', host=self._host, port=port)}{self._prefix}"
+        origin = URL.build(scheme="http", host=self._host, port=self._port)
+        self.base_url = f"{origin}{self._prefix}"
         self._shapes.base_url = self.base_url
         self._session = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
         self._callbacks.start(self._session)
