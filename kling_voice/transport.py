@@ -339,7 +339,7 @@ class Transport:
         except TimeoutError:
             if self.closed:
                 raise ClientClosedError(f"{what}: the client was closed.") from None
-            raise RequestTimeoutError(f"{what}: not complete within {seconds:g} s.") from None
+            raise RequestTimeoutError(f"{what}: not complete within {seconds:.4g} s.") from None
 
     # --- many attempts ---
 
@@ -450,7 +450,7 @@ def translate(
     if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
         sent = False
     if isinstance(error, TimeoutError):
-        return RequestTimeoutError(f"{what}: no complete answer within {seconds:g} s.", sent=sent)
+        return RequestTimeoutError(f"{what}: no complete answer within {seconds:.4g} s.", sent=sent)
     if isinstance(error, aiohttp.ClientHttpProxyError):
         sent = False
         why = f"the proxy refused ({error.status} {redact(error.message, *secrets)[:_SHOWN]})"
@@ -460,6 +460,8 @@ def translate(
         why = "the server's certificate is not valid for this host"
     elif isinstance(error, aiohttp.ClientPayloadError):
         why = "the answer broke off"
+    elif isinstance(error, aiohttp.ClientConnectorError):
+        why = f"{redact(str(error), *secrets)[:_SHOWN]}; check the connection, and base_url"
     elif isinstance(error, aiohttp.ServerDisconnectedError):
         why = "the server closed the connection without an answer"
     else:

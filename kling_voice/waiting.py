@@ -508,6 +508,7 @@ class TaskWatcher:
             listed: Whether it comes from the list.
         """
         watch.seen = _now()
+        watch.missed = False
         if not listed:
             self._witnesses.note(task.task_id, task.task_status, watch.seen)
         is_met = task.task_id not in watch.ids  # it was waited for by its external id so far
@@ -544,6 +545,7 @@ class TaskWatcher:
 
     def _miss(self, watch: Watch, error: NotFoundError) -> None:
         """End the waits for a task that was not found, but for those that have just begun."""
+        watch.missed = True
         for waiter in list(watch.waiters):
             if watch.looked - max(watch.seen, waiter.began) > self._grace:
                 waiter.fail(error)
@@ -573,12 +575,15 @@ def _first_id(page: list[Any]) -> object:
 
 def _timeout_error(task_id: str, waiter: Waiter) -> WaitTimeoutError:
     last = waiter.last
-    seen = (
-        f"it was last seen as {last.task_status.value!r}. The task goes on at the vendor: wait for"
-        " it again, which costs nothing, rather than create it again."
-        if last is not None
-        else "the vendor did not tell its state. Check the id and the connection, and wait again."
-    )
+    if last is not None:
+        seen = (
+            f"it was last seen as {last.task_status.value!r}. The task goes on at the vendor: wait"
+            " for it again, which costs nothing, rather than create it again."
+        )
+    elif waiter.watch.missed:
+        seen = "the vendor does not know it (1203). Check the id and the account."
+    else:
+        seen = "the vendor did not tell its state. Check the connection, and wait again."
     return WaitTimeoutError(
         f"The wait for task {task_id!r} ended after {waiter.timeout:g} s; {seen}", task=last
     )

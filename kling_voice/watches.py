@@ -121,6 +121,7 @@ class Watch:
         listed: How often in a row the list alone told of it, and no change.
         urgent: Whether a callback asks for a look; another one's list may be older than that.
         stumbled: Whether the last look failed.
+        missed: Whether the vendor did not know it when it was last asked.
         look: The look that it is in the queue for, or that is under way.
         wanted: When it should be looked at again after that.
     """
@@ -133,6 +134,7 @@ class Watch:
         "look",
         "looked",
         "looks",
+        "missed",
         "seen",
         "stumbled",
         "task",
@@ -153,6 +155,7 @@ class Watch:
         self.listed: int = 0
         self.urgent: bool = False
         self.stumbled: bool = False
+        self.missed: bool = False
         self.look: Look | None = None
         self.wanted: float = NEVER
 

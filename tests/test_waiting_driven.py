@@ -206,6 +206,14 @@ class TestSchedule:
         assert caught.value.task is None
 
     @driven
+    async def test_a_timeout_of_a_task_that_is_not_known(self) -> None:
+        """If the vendor said that there is none, the error says so, until it is there after all."""
+        vendor = Vendor([job("late", ends=99.0, visible=2.5)])
+        for task_id, match in [("t", r"does not know it \(1203\)"), ("late", "last seen")]:
+            with pytest.raises(WaitTimeoutError, match=match):
+                await watching(vendor).wait(task_id, timeout=5)
+
+    @driven
     async def test_without_a_timeout(self) -> None:
         """A wait for ever outlasts months, at the slowest pace of the policy."""
         months = 90 * 86400.0
