@@ -253,16 +253,20 @@ def _status(value: Any, _: Any = None) -> TaskStatus:
     return status or TaskStatus(_text(value))
 
 
-def _time(value: Any, _: Any = None) -> datetime:
+def _time(value: Any, _: Any = None) -> datetime | None:
     if type(value) is int:
         return _EPOCH + value * _MILLISECOND
+    if value is None:
+        return None
     raise _expected("Unix milliseconds", value)
 
 
 def _amount(value: Any, _: Any = None) -> Decimal | None:
-    if type(value) is not str:
-        raise _expected("a string", value)
-    return _decimal(value)
+    if type(value) is str:
+        return _decimal(value)
+    if value is None:
+        return None
+    raise _expected("a string", value)
 
 
 @lru_cache(maxsize=1024)  # an account pays the same few amounts again and again
@@ -274,19 +278,14 @@ def _decimal(text: str) -> Decimal | None:
     raise ValueError("expected a decimal number in a string")
 
 
-def _optional(structure: _Hook, absent: object = None) -> _Hook:
-    """Let ``null`` stand for a missing field."""
+def _object(structure: _Hook, **default: object) -> _Hook:
+    """Read an object; ``null`` stands for a missing one where there is an ``absent=`` for it."""
 
-    def hook(value: Any, cls: Any) -> Any:
-        return absent if value is None else structure(value, cls)
-
-    return hook
-
-
-def _object(structure: _Hook) -> _Hook:
     def hook(value: Any, cls: Any) -> Any:
         if type(value) is dict:
             return structure(value, cls)
+        if value is None and default:
+            return default["absent"]
         raise _expected("an object", value)
 
     return hook
@@ -314,10 +313,8 @@ def configure_converter(converter: "Converter") -> None:
     register(str, _text)
     register(str | None, _optional_text)
     register(TaskStatus, _status)
-    register(datetime, _time)
-    register(datetime | None, _optional(_time))
-    register(Decimal, _amount)
-    register(Decimal | None, _optional(_amount))
+    register(datetime | None, _time)
+    register(Decimal | None, _amount)
     # Inner classes first: a class's hook is made of those of its fields.
     voice = _object(make_dict_structure_fn(Voice, converter))
     register(Voice, voice)
@@ -331,12 +328,11 @@ def configure_converter(converter: "Converter") -> None:
     info = make_dict_structure_fn(
         TaskInfo, converter, external_task_id=override(struct_hook=_own_id)
     )
-    register(TaskInfo, _optional(_object(info), TaskInfo()))
+    register(TaskInfo, _object(info, absent=TaskInfo()))
     result = make_dict_structure_fn(TaskResult, converter)
-    register(TaskResult, _optional(_object(result), TaskResult()))
-    deduction = _object(make_dict_structure_fn(BalanceDeduction, converter))
-    register(BalanceDeduction, deduction)
-    register(BalanceDeduction | None, _optional(deduction))
+    register(TaskResult, _object(result, absent=TaskResult()))
+    deduction = make_dict_structure_fn(BalanceDeduction, converter)
+    register(BalanceDeduction | None, _object(deduction, absent=None))
     task = make_dict_structure_fn(
         VoiceTask, converter, task_status_msg=override(struct_hook=_message)
     )
