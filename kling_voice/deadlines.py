@@ -16,6 +16,7 @@ class Deadlines:
     def __init__(self) -> None:
         self._running: dict[_Deadline, float] = {}  # until when, by the event loop's clock
         self._timer: asyncio.TimerHandle | None = None
+        self._fires = 0.0  # when the timer does: not every event loop's handles can tell
 
     def within(self, seconds: float) -> "_Deadline":
         """Give a context whose block ends with ``TimeoutError`` after so many seconds."""
@@ -33,7 +34,7 @@ class Deadlines:
         """Take a block in."""
         loop = asyncio.get_running_loop()
         moment = self._running[deadline] = loop.time() + seconds
-        if self._timer is None or moment < self._timer.when():
+        if self._timer is None or moment < self._fires:
             self._set_timer(moment)
 
     def end(self, deadline: "_Deadline") -> None:
@@ -44,6 +45,7 @@ class Deadlines:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_at(moment, self._fire)
+        self._fires = moment
 
     def _fire(self) -> None:
         now = asyncio.get_running_loop().time()

@@ -90,6 +90,7 @@ class TaskWatcher:
         self._queue: deque[Look] = deque()  # of single queries
         self._looks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._fires = NEVER  # when the timer does: not every event loop's handles can tell
         self._fired = -NEVER  # when looks began the last time
         self._singles: set[asyncio.Task[None]] = set()  # those of them that are single queries
         self._single_patience = Patience()
@@ -264,12 +265,13 @@ class TaskWatcher:
         if first != NEVER:
             first = max(first, self._pauses.until)
         if self._timer is not None:
-            if self._timer.when() == first:
+            if self._fires == first:
                 return
             self._timer.cancel()
             self._timer = None
         if first != NEVER:
             self._timer = asyncio.get_running_loop().call_at(first, self._fire)
+            self._fires = first
 
     def _fire(self) -> None:
         self._timer = None

@@ -103,3 +103,17 @@ async def test_closing_ends_every_block_at_once() -> None:
     deadlines.expire_all()
     assert await asyncio.gather(*blocks) == [-1.0] * 3
     assert timers() == before
+
+
+def test_timers_that_do_not_tell_their_moment() -> None:
+    """Deadlines that come at once, or nearly, are kept where uvloop makes no timer for them."""
+
+    async def main() -> None:
+        deadlines = Deadlines()
+        for soon in (0.0, 0.0001, 0.0006, 0.002):
+            with pytest.raises(TimeoutError), deadlines.within(soon), deadlines.within(5.0):
+                await asyncio.sleep(5.0)
+
+    uvloop = pytest.importorskip("uvloop")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())

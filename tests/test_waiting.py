@@ -113,6 +113,22 @@ async def test_a_task_is_waited_for() -> None:
         assert play.lists == 0
 
 
+def test_waits_on_uvloop() -> None:
+    """Tasks that are looked at at once are waited for where uvloop makes no timer for that."""
+
+    async def main() -> None:
+        async with stage() as play:
+            tasks = await play.create(20)
+            waits = asyncio.create_task(play.all([task.task_id for task in tasks]))
+            await looked(play, 3)
+            play.emu.advance(9.0)
+            assert all(task.succeeded for task in await waits)
+
+    uvloop = pytest.importorskip("uvloop")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
+
+
 async def test_many_share_list_requests() -> None:
     """Three hundred waits cost a list request a tick, and not one single query."""
     async with stage(CALM) as play:

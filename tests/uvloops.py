@@ -1,13 +1,14 @@
-"""A pytest plugin that runs every test on uvloop: `-p tests.uvloops`; see CONTRIBUTING.md."""
+"""A pytest plugin that runs every test on uvloop: `-p tests.uvloops`; see CONTRIBUTING.md.
+
+The tests that drive the clock (`driven.py`) keep the event loop of their own.
+"""
 
 import asyncio
+from collections.abc import Callable
 
-import pytest
 import uvloop
 
 
-@pytest.fixture(scope="session")
-def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
-    """What pytest-asyncio makes its event loops with."""
-    policy: asyncio.AbstractEventLoopPolicy = uvloop.EventLoopPolicy()
-    return policy
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """What pytest-asyncio makes its event loops with; an older one refuses this hook."""
+    return {"uvloop": uvloop.new_event_loop}
