@@ -7,6 +7,7 @@ from kling_voice.errors import (
     ConfigurationError,
     InvalidRequestError,
     KlingError,
+    SampleError,
     TaskFailedError,
     WaitTimeoutError,
 )
@@ -58,11 +59,18 @@ def in_words(error: BaseException) -> str:
     text = str(error) or type(error).__name__
     if isinstance(error, TaskFailedError):
         return text
-    if isinstance(error, ConfigurationError):
-        return text.replace(
+    if isinstance(error, ConfigurationError | InvalidRequestError | SampleError):
+        text = _without_id(text, error)  # nothing was sent, so the id is nowhere
+    return (
+        text.replace(
             "pass credentials=ApiKey(...) or AccessKey(..., ...)", "try it with --emulator"
         )
-    return text.replace("external_task_id=", "--external-task-id ")
+        .replace("This call created", "This command created")
+        .replace("call again with the same id", "run the same command again")
+        .replace("call again with external_task_id=", "run it again with external_task_id=")
+        .replace("another external_task_id", "another --external-task-id")
+        .replace("external_task_id=", "--external-task-id ")
+    )
 
 
 def reason(error: BaseException, request: VoiceRequest) -> str:
@@ -75,7 +83,7 @@ def reason(error: BaseException, request: VoiceRequest) -> str:
         text = text.replace(
             f"external_task_id {own_id!r} is taken",
             f"the id made of its key {request.key!r} is taken",
-        ).replace("Use another external_task_id", "Give it another key")
+        ).replace("use another external_task_id", "give it another key")
     return text
 
 
@@ -84,7 +92,11 @@ def in_batch(error: BaseException) -> str:
     own_id = getattr(error, "external_task_id", None)
     text = str(error) or type(error).__name__
     return (
-        text.replace(f" (external_task_id={own_id!r})", "")
+        _without_id(text, error)
         .replace(f"call again with external_task_id={own_id!r}", "run the same command again")
-        .replace("so call again then", "so run the same command again then")
+        .replace("call again with the same id", "run the same command again")
     )
+
+
+def _without_id(text: str, error: BaseException) -> str:
+    return text.replace(f" (external_task_id={getattr(error, 'external_task_id', None)!r})", "")

@@ -153,8 +153,9 @@ def test_renamed_row(here: Here, server: Emulator, tmp_path: Path) -> None:
             " voice_name"
         )
         assert reason.endswith(
-            " Give it another key, unless this one was used a moment ago: reads may lag behind, so"
-            " run the same command again then. No voice was created and nothing is billed."
+            " If a create with this id was sent in the last seconds, run the same command again,"
+            " since reads may lag; else give it another key. This call created no voice and nothing"
+            " is billed for it."
         )
         assert "external" not in ended.out + ended.err
         assert [line["voice_name"] for line in results(tmp_path / "g.results.jsonl")] == [
@@ -179,7 +180,10 @@ def test_taken_id_of_a_row(here: Here, server: Emulator, tmp_path: Path) -> None
     ended = here("batch", "g.csv")
     assert ended.status == 1
     assert "external_task_id 'mine' is taken by " in ended.out
-    assert "Use another external_task_id" in ended.out
+    assert (
+        "run the same command again, since reads may lag; else use another external_task_id."
+        in (ended.out)
+    )
     assert "--external-task-id" not in ended.out + ended.err
 
 

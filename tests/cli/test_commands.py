@@ -338,7 +338,28 @@ async def test_unknown_outcome(kv: Run, server: Emulator) -> None:
     server.faults = Faults(rate=1, kinds=["reset_before"])
     ended = await kv("create", "Ada", "--voice-url", URL, "--external-task-id", "ada-1")
     assert ended.status == 1
-    assert "--external-task-id 'ada-1'" in ended.err
+    assert "run it again with --external-task-id 'ada-1' to get it" in ended.err
+
+
+def test_taken_id(here: Here, server: Emulator) -> None:
+    """Of an id that something else holds it is told what to run, in the command line's words."""
+    server.reserve_external_id("mine")
+    ended = here("create", "Ada", "--video-id", "829", "--external-task-id", "mine")
+    assert ended.status == 1
+    assert ended.err.endswith(
+        " If a create with this id was sent in the last seconds, run the same command again, since"
+        " reads may lag; else use another --external-task-id. This command created no voice and"
+        " nothing is billed for it (--external-task-id 'mine').\n"
+    )
+
+
+@pytest.mark.parametrize("arguments", [["x" * 21, "--video-id", "1"], ["Ada", "--voice-url", "x"]])
+def test_refused_before_it_was_sent(here: Here, server: Emulator, arguments: list[str]) -> None:
+    """Where nothing was sent, no id is told: the vendor has never seen it."""
+    ended = here("clone", *arguments)
+    assert ended.status == 2
+    assert "external" not in ended.err
+    assert not server.requests
 
 
 async def test_reader_that_leaves(kv: Run, environment: dict[str, str], server: Emulator) -> None:
