@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 from kling_voice.client import KlingVoiceClient
 from kling_voice.policies import PollingPolicy
+from kling_voice.protocol import DEFAULT_BASE_URL, base_url
 from kling_voice.samples import ObjectStoreHost, SampleHost
 
 # Brisker than the vendor, which needs some 9 s for a voice; trial packs have its limit.
@@ -20,6 +21,15 @@ def host_url(given: str | None, *, emulator: bool) -> str | None:
     The environment's host is real, so an emulator does not use it unasked.
     """
     return given or (None if emulator else os.environ.get("KLING_SAMPLE_HOST") or None)
+
+
+def server_url() -> str:
+    """Give the URL of the server that the environment names; the vendor's by default.
+
+    Raises:
+        ConfigurationError: It is not usable.
+    """
+    return base_url(os.environ.get("KLING_BASE_URL") or DEFAULT_BASE_URL)
 
 
 @asynccontextmanager
@@ -37,7 +47,7 @@ async def connected(
     """
     bucket: SampleHost | None = ObjectStoreHost(host) if host else None
     if not emulator:
-        async with KlingVoiceClient(sample_host=bucket) as kling:
+        async with KlingVoiceClient(base_url=server_url(), sample_host=bucket) as kling:
             yield kling
         return
     from kling_voice.emulator import Emulator

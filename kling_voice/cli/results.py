@@ -15,11 +15,12 @@ from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 from kling_voice.cli.problems import UsageError
 from kling_voice.models import CloneResult
-from kling_voice.protocol import is_loopback
+
+EMULATOR = "emulator"
+"""Stands for the URL of an emulator that was started for the run, and has ended with it."""
 
 Line = dict[str, Any]
 Place = str | tuple[str, str]
@@ -34,15 +35,17 @@ _FIELDS = {
     "voice_id",
     "trial_url",
     "error",
+    "base_url",
 }
 
 
-def line_of(result: CloneResult, external_task_id: str) -> Line:
+def line_of(result: CloneResult, external_task_id: str, base_url: str) -> Line:
     """Make the line of a result.
 
     Args:
         result: How the request ended.
         external_task_id: The id that the request was derived, for when nothing was created.
+        base_url: The server that was asked, or :data:`EMULATOR`.
     """
     task, voice, error = result.task, result.voice, result.error
     known = task.external_task_id if task is not None else None
@@ -56,6 +59,7 @@ def line_of(result: CloneResult, external_task_id: str) -> Line:
         "trial_url": voice.trial_url if voice is not None else None,
         "units": _units(task.final_unit_deduction) if task is not None else None,
         "error": None if error is None else _error(error),
+        "base_url": base_url,
     }
 
 
@@ -124,6 +128,7 @@ def parse_results(content: bytes, name: str) -> list[Line]:
             isinstance(line, dict)
             and line.keys() >= _FIELDS
             and isinstance(line["external_task_id"], str)
+            and isinstance(line["base_url"], str)
         ):
             raise UsageError(
                 f"{name} exists, and its line {number} is no result of a batch: name another"
@@ -136,13 +141,7 @@ def parse_results(content: bytes, name: str) -> list[Line]:
 
 
 def keep(
-    lines: Iterable[Line],
-    names: Mapping[str, str],
-    prefix: str,
-    name: str,
-    *,
-    emulator: bool = False,
-    local: bool = False,
+    lines: Iterable[Line], names: Mapping[str, str], prefix: str, base_url: str, name: str
 ) -> dict[Place, Line]:
     """Choose the lines that stay: those of voices that are done, by their request's id.
 
@@ -153,13 +152,11 @@ def keep(
         lines: What the file holds.
         names: The ``voice_name`` of each of the manifest's requests, by its id.
         prefix: What the ids of this batch begin with.
+        base_url: The server that this run asks, or :data:`EMULATOR`.
         name: The file's name.
-        emulator: Whether an emulator was started for this run.
-        local: Whether this run is against a server on this machine: an emulator, or a gateway.
 
     Raises:
-        UsageError: The file is another batch's, or an emulator's and this run is not (or the
-            other way round).
+        UsageError: The file is another batch's, or another server's.
     """
     kept: dict[Place, Line] = {}
     for line in lines:
@@ -170,12 +167,13 @@ def keep(
                 f" {line['external_task_id']!r}); nothing was created. Name another --output, or"
                 " give the --batch-id of the run that wrote it: by default its manifest's name."
             )
+        if line["base_url"] != base_url:
+            raise UsageError(
+                f"{name} holds results of {_server(line['base_url'])} (this run is against"
+                f" {_server(base_url)}): name another --output."
+            )
         if line["voice_id"] is None:
             continue
-        emulated = _is_emulated(line)
-        if (emulator and not emulated) or (emulated and not emulator and not local):
-            whose = "an emulator" if emulated else "the vendor"
-            raise UsageError(f"{name} holds results of {whose}: name another --output.")
         place: Place = request or line["external_task_id"]
         if request is not None and not _same(line["voice_name"], names[request]):
             place = request, str(line["voice_name"])
@@ -187,11 +185,8 @@ def _same(one: object, other: str) -> bool:
     return isinstance(one, str) and one.strip() == other.strip()
 
 
-def _is_emulated(line: Line) -> bool:
-    try:
-        return is_loopback(urlsplit(line["trial_url"] or "").hostname or "")
-    except (ValueError, TypeError, AttributeError):
-        return False
+def _server(base_url: str) -> str:
+    return "an emulator" if base_url == EMULATOR else base_url
 
 
 class ResultsFile:

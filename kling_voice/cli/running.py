@@ -1,19 +1,17 @@
 """`kling-voice batch`: check the manifest whole, go on where an earlier run stopped, report."""
 
 import asyncio
-import os
 import time
 from collections.abc import Sequence
 from contextlib import aclosing
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from attrs import define, field
 from rich.text import Text
 
-from kling_voice.cli.connection import connected, host_url
+from kling_voice.cli.connection import connected, host_url, server_url
 from kling_voice.cli.console import clean, complain, say, show, show_json
 from kling_voice.cli.manifest import Entry, count_others, read_manifest
 from kling_voice.cli.problems import (
@@ -27,6 +25,7 @@ from kling_voice.cli.problems import (
 )
 from kling_voice.cli.progress import Progress, duration
 from kling_voice.cli.results import (
+    EMULATOR,
     Line,
     ResultsFile,
     is_failed_task,
@@ -39,7 +38,7 @@ from kling_voice.cli.results import (
 from kling_voice.cli.views import show_rows
 from kling_voice.errors import ConfigurationError, KlingError
 from kling_voice.identity import batch_prefix
-from kling_voice.protocol import concerns_account, is_loopback
+from kling_voice.protocol import concerns_account
 
 _ROWS = 25  # of the table in the end
 _REASONS = 10  # failures that the end repeats
@@ -54,11 +53,11 @@ class Run:
         batch_id: What the external ids are derived from.
         entries: The manifest.
         results: Where results go.
+        base_url: The server that is asked, or :data:`EMULATOR`, which is started for the run.
         concurrency: The caller's cap on tasks in flight; ``None`` for the account's limit.
         retry_failed: How often a task that ended as failed is tried again.
         timeout: Seconds from an accepted create to the task's end; ``None`` for ever.
         host: The bucket for recordings.
-        emulator: Whether to start an emulator.
         before: How many voices were done before this run.
         reasons: Why requests failed, in a few words, by their ids.
     """
@@ -66,16 +65,21 @@ class Run:
     batch_id: str
     entries: Sequence[Entry]
     results: ResultsFile
+    base_url: str
     concurrency: int | None
     retry_failed: int
     timeout: float | None
     host: str | None
-    emulator: bool
     before: int = field(init=False)
     reasons: dict[str, str] = field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
         self.before = self.voices
+
+    @property
+    def emulator(self) -> bool:
+        """Whether an emulator is started for the run, and ends with it."""
+        return self.base_url == EMULATOR
 
     @property
     def voices(self) -> int:
@@ -119,7 +123,7 @@ class Run:
             async with aclosing(stream) as results:
                 async for result in results:
                     external_task_id = left[result.request]
-                    line = line_of(result, external_task_id)
+                    line = line_of(result, external_task_id, self.base_url)
                     self.results.append(external_task_id, line)
                     if result.error is not None:
                         self.reasons[external_task_id] = reason(result.error, result.request)
@@ -137,6 +141,7 @@ class Run:
             "output": str(self.results.path),
             "requests": len(self.entries),
             "voices": self.voices,
+            "done_before": self.before,
             "failures": len(self.failures),
             "units_deducted": str(self.units),
             "seconds": round(seconds, 1),
@@ -154,7 +159,9 @@ class Run:
                 show(clean(f"{entry.where}, {entry.request.voice_name}: {why}"))
             if len(failed) > _REASONS:
                 show(f"… and {len(failed) - _REASONS} more failures")
-        before = f" ({self.before} of them done before)" if self.before else ""
+        before = ""
+        if self.before:
+            before = f" ({self.before} done before: read from the file, not asked of the vendor)"
         show(
             f"{_count(self.voices, 'voice')}{before}, {_count(len(self.failures), 'failure')},"
             f" {self.units} units deducted in all, {duration(seconds)} passed."
@@ -193,6 +200,8 @@ def run_batch(
     Raises:
         UsageError: The manifest, the output or a setting is not usable; nothing was created.
     """
+    if batch_id == "":
+        raise UsageError("--batch-id is empty.")
     stem = manifest.resolve().name if manifest.is_dir() else manifest.stem
     batch_id = batch_id or stem or "batch"
     entries = _read(manifest, batch_id)
@@ -203,13 +212,13 @@ def run_batch(
             " by --host s3://bucket/prefix or KLING_SAMPLE_HOST."
         )
     path = output or Path(f"{stem}.emulator.jsonl" if emulator else f"{stem}.results.jsonl")
+    base_url = EMULATOR if emulator else server_url()
     kept = keep(
         load_results(path),
         {entry.external_task_id: entry.request.voice_name for entry in entries},
         batch_prefix(batch_id),
+        base_url,
         str(path),
-        emulator=emulator,
-        local=_is_local(),
     )
     # An emulator that was started for this run knows nothing of an earlier one's voices.
     with ResultsFile(path, {} if emulator else kept) as results:
@@ -217,11 +226,11 @@ def run_batch(
             batch_id=batch_id,
             entries=entries,
             results=results,
+            base_url=base_url,
             concurrency=concurrency,
             retry_failed=retry_failed,
             timeout=timeout,
             host=host,
-            emulator=emulator,
         )
         before = f", {run.before} of them done before" if run.before else ""
         say(clean(f"Batch {batch_id!r}: {_count(len(entries), 'request')}{before}; into {path}"))
@@ -295,11 +304,6 @@ def _read(manifest: Path, batch_id: str) -> list[Entry]:
         skipped = f"{_count(len(entries), 'recording')}; {_count(others, 'other')} skipped"
         say(clean(f"{name}: {skipped}"))
     return entries
-
-
-def _is_local() -> bool:
-    """Tell whether the environment points to a server on this machine."""
-    return is_loopback(urlsplit(os.environ.get("KLING_BASE_URL") or "").hostname or "")
 
 
 def _count(number: int, what: str) -> str:

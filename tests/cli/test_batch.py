@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kling_voice.cli.results import Line, ResultsFile
-from kling_voice.emulator import Emulator, Faults, recordings
+from kling_voice.emulator import Emulator, Faults, recordings, running
 
 from .support import Here, Run, objects, results, until_results, write_csv
 
@@ -52,7 +52,7 @@ async def test_folder_through_s3(kv: Run, bucket: str, server: Emulator, tmp_pat
     again = await kv("batch", "cast/", "--json", KLING_SAMPLE_HOST="s3://voices/samples")
     assert again.status == 0
     assert "3 requests, 3 of them done before" in again.err
-    assert again.json["voices"] == 3
+    assert (again.json["voices"], again.json["done_before"]) == (3, 3)
     assert again.json["units_deducted"] == "0.15"
     assert results(tmp_path / "cast.results.jsonl") == lines
     assert server.created == 3
@@ -132,7 +132,10 @@ def test_failures_of_both_kinds(here: Here, server: Emulator, tmp_path: Path) ->
     )
     again = here("batch", "cast.csv")
     assert server.created == 3
-    assert "2 voices (1 of them done before), 1 failure, 0.10 units deducted in all" in again.out
+    assert (
+        "2 voices (1 done before: read from the file, not asked of the vendor), 1 failure, 0.10"
+        " units deducted in all" in again.out
+    )
 
 
 def test_renamed_row(here: Here, server: Emulator, tmp_path: Path) -> None:
@@ -311,7 +314,7 @@ def test_many_failures(here: Here, server: Emulator, tmp_path: Path) -> None:
     again = here("batch", "cast.csv", "--retry-failed", "1")
     assert again.status == 0
     figures, _ = again.out.splitlines()
-    told = "26 voices (14 of them done before), 0 failures, 1.30 units deducted in all, "
+    told = "26 voices (14 done before: read from the file, not asked of the vendor), 0 failures, "
     assert figures.startswith(told)
 
 
@@ -403,6 +406,7 @@ def test_bad_settings(here: Here, server: Emulator, tmp_path: Path) -> None:
         (["files.csv"], "--host s3://bucket/prefix or KLING_SAMPLE_HOST"),
         (["cast.csv", "--output", "cast.csv"], "cast.csv exists, and its line 1 is no result"),
         (["cast.csv", "--output", "none/r.jsonl"], "none/r.jsonl cannot be written: No such file"),
+        (["cast.csv", "--batch-id", ""], "Error: --batch-id is empty.\n"),
         (["cast.csv", "--concurrency", "0"], "--concurrency"),
         (["cast.csv", "--retry-failed", "-1"], "--retry-failed"),
     ):
@@ -439,3 +443,23 @@ async def test_emulated_results_are_kept_apart(kv: Run, server: Emulator, tmp_pa
     assert "holds results of an emulator" in real.err
     assert "results of another batch" in other.err
     assert not server.requests
+
+
+def test_results_of_another_server(here: Here, server: Emulator, tmp_path: Path) -> None:
+    """Voices of one account are not taken for another's; that is told before anything is sent."""
+    write_csv(tmp_path / "cast.csv", server, 2)
+    assert here("batch", "cast.csv", "--output", "r.jsonl").status == 0
+    before = results(tmp_path / "r.jsonl")
+    with running(Emulator()) as other:
+        ended = here(
+            *("batch", "cast.csv", "--output", "r.jsonl"),
+            KLING_BASE_URL=f"{other.base_url}/",
+            KLING_API_KEY=other.api_key,
+        )
+        assert (ended.status, ended.out) == (2, "")
+        assert ended.err == (
+            f"Error: r.jsonl holds results of {server.base_url} (this run is against"
+            f" {other.base_url}): name another --output.\n"
+        )
+        assert not other.requests
+    assert results(tmp_path / "r.jsonl") == before

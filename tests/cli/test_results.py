@@ -9,6 +9,7 @@ import pytest
 
 from kling_voice.cli.problems import UsageError
 from kling_voice.cli.results import (
+    EMULATOR,
     Line,
     ResultsFile,
     is_failed_task,
@@ -33,6 +34,7 @@ from kling_voice.models import (
 )
 
 PREFIX = batch_prefix("batch")
+SERVER = "https://vendor.example"
 REQUEST = VoiceRequest("Ada", voice_url="https://example.com/a.mp3", key="k")
 VOICE = Voice("9", "Ada", "https://example.com/t.mp3?sign=1")
 TASK = VoiceTask(
@@ -46,7 +48,7 @@ TASK = VoiceTask(
 FAILED = VoiceTask("7", TaskStatus.FAILED, "noise", TaskInfo(f"{PREFIX}b-r1"))
 
 
-def line(external_task_id: str, *, voice: str | None = "9", url: str = "https://e.com/t") -> Line:
+def line(external_task_id: str, *, voice: str | None = "9", base_url: str = SERVER) -> Line:
     """Make a line of a voice, or of a failure."""
     error = None if voice else {"type": "TaskFailedError"}
     return {
@@ -56,8 +58,9 @@ def line(external_task_id: str, *, voice: str | None = "9", url: str = "https://
         "task_id": "8",
         "task_status": "succeed",
         "voice_id": voice,
-        "trial_url": url if voice else None,
+        "trial_url": "https://e.com/t" if voice else None,
         "error": error,
+        "base_url": base_url,
     }
 
 
@@ -67,8 +70,8 @@ def dump(*lines: Any) -> bytes:
 
 
 def test_line_of_a_voice() -> None:
-    """A voice's line has its ids and its trial, and no error."""
-    assert line_of(CloneResult(REQUEST, TASK, VOICE, None), "derived") == {
+    """A voice's line has its ids, its trial and the server that made it, and no error."""
+    assert line_of(CloneResult(REQUEST, TASK, VOICE, None), "derived", SERVER) == {
         "voice_name": "Ada",
         "key": "k",
         "external_task_id": f"{PREFIX}a",
@@ -78,6 +81,7 @@ def test_line_of_a_voice() -> None:
         "trial_url": "https://example.com/t.mp3?sign=1",
         "units": "0.05",
         "error": None,
+        "base_url": SERVER,
     }
 
 
@@ -91,7 +95,7 @@ def test_units_of_a_line(told: object) -> None:
 def test_line_of_a_failed_task() -> None:
     """A failed task's line has its last task's ids and the reason."""
     error = TaskFailedError("Task 7 failed: noise.", task=FAILED)
-    made = line_of(CloneResult(REQUEST, FAILED, None, error), "derived")
+    made = line_of(CloneResult(REQUEST, FAILED, None, error), "derived", SERVER)
     assert (made["task_id"], made["task_status"], made["voice_id"]) == ("7", "failed", None)
     assert made["external_task_id"] == f"{PREFIX}b-r1"
     assert made["error"]["type"] == "TaskFailedError"
@@ -103,7 +107,7 @@ def test_line_of_a_refusal() -> None:
     """A refused create's line has the code, the request's id and the outcome."""
     error = BadRequestError("taken", code=1201, request_id="r", http_status=400)
     error.external_task_id, error.outcome = "mine", "not_created"
-    made = line_of(CloneResult(REQUEST, None, None, error), "derived")
+    made = line_of(CloneResult(REQUEST, None, None, error), "derived", SERVER)
     assert made["external_task_id"] == "mine"
     assert made["error"]["code"] == 1201
     assert made["error"]["request_id"] == "r"
@@ -115,7 +119,7 @@ def test_line_of_a_doubt() -> None:
     """Where it is open whether there is a task, neither it nor its absence is claimed."""
     error = ServerError("busy", code=5000, http_status=500)
     error.external_task_id, error.outcome = "mine", "unknown"
-    made = line_of(CloneResult(REQUEST, None, None, error), "derived")
+    made = line_of(CloneResult(REQUEST, None, None, error), "derived", SERVER)
     assert (status_of(made), is_failed_task(made)) == ("unknown", False)
 
 
@@ -128,7 +132,7 @@ def test_status_of_a_strange_line(error: object) -> None:
 
 def test_line_without_a_task() -> None:
     """Where nothing was sent, the line has the id that the request would have had."""
-    made = line_of(CloneResult(REQUEST, None, None, SampleError("too short")), "derived")
+    made = line_of(CloneResult(REQUEST, None, None, SampleError("too short")), "derived", SERVER)
     assert (made["external_task_id"], made["task_id"], made["task_status"]) == (
         "derived",
         None,
@@ -172,10 +176,23 @@ def test_unfinished_line_is_dropped() -> None:
         dump(line("a")) + b"\n",
         dump(line("a"), [1]),
         dump(line("a") | {"external_task_id": None}),
+        dump({name: value for name, value in line("a").items() if name != "base_url"}),
+        dump(line("a") | {"base_url": None}),
         b"\xff\xfe\n",
         b"[" * 100_000 + b"\n",
     ],
-    ids=["csv", "text", "manifest", "blank", "array", "no id", "binary", "deep"],
+    ids=[
+        "csv",
+        "text",
+        "manifest",
+        "blank",
+        "array",
+        "no id",
+        "no server",
+        "null",
+        "binary",
+        "deep",
+    ],
 )
 def test_other_files_are_left_alone(content: bytes) -> None:
     """A file that is no results file is refused, never overwritten."""
@@ -197,6 +214,7 @@ def test_voices_stay_and_failures_go() -> None:
         lines,
         dict.fromkeys([f"{PREFIX}a", f"{PREFIX}b", f"{PREFIX}c", "mine"], "Ada"),
         PREFIX,
+        SERVER,
         "f",
     )
     assert list(kept) == [f"{PREFIX}a", f"{PREFIX}gone", "mine", f"{PREFIX}c"]
@@ -205,7 +223,7 @@ def test_voices_stay_and_failures_go() -> None:
 def test_one_line_for_each_request() -> None:
     """Of several lines of one request the last voice stays."""
     lines = [line(f"{PREFIX}a", voice="1"), line(f"{PREFIX}a-r1", voice="2")]
-    kept = keep(lines, {f"{PREFIX}a": "Ada"}, PREFIX, "f")
+    kept = keep(lines, {f"{PREFIX}a": "Ada"}, PREFIX, SERVER, "f")
     assert [each["voice_id"] for each in kept.values()] == ["2"]
 
 
@@ -213,7 +231,7 @@ def test_another_batch() -> None:
     """Results of another batch are refused, so that two never share a file."""
     other = f"{batch_prefix('other')}a"
     with pytest.raises(UsageError) as caught:
-        keep([line(other)], {f"{PREFIX}a": "Ada"}, PREFIX, "f")
+        keep([line(other)], {f"{PREFIX}a": "Ada"}, PREFIX, SERVER, "f")
     assert str(caught.value) == (
         f"f holds results of another batch (one has the external_task_id {other!r}); nothing was"
         " created. Name another --output, or give the --batch-id of the run that wrote it: by"
@@ -225,35 +243,31 @@ def test_another_batch() -> None:
 def test_another_name(name: object) -> None:
     """A voice of another name than its request's stays in the file, but not as the request's."""
     given = line(f"{PREFIX}a") | {"voice_name": name}
-    kept = keep([given], {f"{PREFIX}a": "Ada"}, PREFIX, "f")
+    kept = keep([given], {f"{PREFIX}a": "Ada"}, PREFIX, SERVER, "f")
     assert list(kept.values()) == [given]
     assert f"{PREFIX}a" not in kept
-    renamed = keep([given, line(f"{PREFIX}a")], {f"{PREFIX}a": " Ada "}, PREFIX, "f")
+    renamed = keep([given, line(f"{PREFIX}a")], {f"{PREFIX}a": " Ada "}, PREFIX, SERVER, "f")
     assert list(renamed.values()) == [given, line(f"{PREFIX}a")]
     assert renamed[f"{PREFIX}a"] == line(f"{PREFIX}a")
 
 
-@pytest.mark.parametrize("emulated", [True, False])
-@pytest.mark.parametrize("run", ["vendor", "local", "emulator"])
-def test_emulated_voices_are_not_real(emulated: bool, run: str) -> None:
-    """An emulator's voices never pass for the vendor's, which a local gateway may be before."""
-    url = "http://127.0.0.1:8080/t.mp3" if emulated else "https://example.com/t.mp3"
-    lines = [line(f"{PREFIX}a", url=url)]
-    against = {"emulator": run == "emulator", "local": run == "local"}
-    if (emulated and run == "vendor") or (not emulated and run == "emulator"):
-        with pytest.raises(UsageError, match="holds results of"):
-            keep(lines, {}, PREFIX, "f", **against)
-    else:
-        assert keep(lines, {}, PREFIX, "f", **against)
-
-
-@pytest.mark.parametrize("url", ["http://[", "", None, 5, ["http://127.0.0.1/t.mp3"]])
-def test_unreadable_trial_is_no_emulators(url: object) -> None:
-    """A line whose trial cannot be read was paid for, as far as is known: it is kept."""
-    lines = [line(f"{PREFIX}a") | {"trial_url": url}]
-    assert list(keep(lines, {}, PREFIX, "f")) == [f"{PREFIX}a"]
-    with pytest.raises(UsageError, match="holds results of the vendor"):
-        keep(lines, {}, PREFIX, "f", emulator=True)
+@pytest.mark.parametrize("voice", ["9", None])
+@pytest.mark.parametrize(
+    ("written", "run", "told"),
+    [
+        (SERVER, "https://b.example", f"{SERVER} (this run is against https://b.example)"),
+        ("http://127.0.0.1:1", SERVER, f"http://127.0.0.1:1 (this run is against {SERVER})"),
+        (EMULATOR, SERVER, f"an emulator (this run is against {SERVER})"),
+        (SERVER, EMULATOR, f"{SERVER} (this run is against an emulator)"),
+    ],
+)
+def test_another_server(voice: str | None, written: str, run: str, told: str) -> None:
+    """Results of another server are refused: what one account has, another has not."""
+    lines = [line(f"{PREFIX}a", voice=voice, base_url=written)]
+    with pytest.raises(UsageError) as caught:
+        keep(lines, {}, PREFIX, run, "f")
+    assert str(caught.value) == f"f holds results of {told}: name another --output."
+    assert len(keep(lines, {}, PREFIX, written, "f")) == (voice is not None)
 
 
 def test_file(tmp_path: Path) -> None:
