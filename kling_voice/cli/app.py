@@ -22,8 +22,9 @@ app: App = App(
     version=__version__,
     help="Clone voices with the Kling AI custom-voice API: each is created exactly once.\n\n"
     "Credentials come from the environment: KLING_API_KEY, or KLING_ACCESS_KEY with"
-    " KLING_SECRET_KEY; KLING_BASE_URL names another host than the vendor's in Singapore. Try"
-    " anything without an account, and without paying, by --emulator.",
+    " KLING_SECRET_KEY; KLING_BASE_URL names another host than the vendor's in Singapore.\n\n"
+    "To try it without an account, and without paying: clone, create, batch, list and presets take"
+    " --emulator, and kling-voice emulator serves one for all commands.",
     suppress_keyboard_interrupt=False,
     help_format="plaintext",
     help_epilogue="Examples:\n"
@@ -44,7 +45,9 @@ Json = Annotated[
     Parameter(help="Print one JSON value on stdout, and nothing else there."),
 ]
 Emulated = Annotated[
-    bool, _FLAG, Parameter(help="Run against an emulator started for this command.")
+    bool,
+    _FLAG,
+    Parameter(help="Run against a new, empty emulator, which ends with this command."),
 ]
 Host = Annotated[
     str | None,
@@ -143,11 +146,11 @@ def create(
   kling-voice get ada-1
   kling-voice get 829101234567890123 --json"""
 )
-def get(task_id: TaskId, /, *, emulator: Emulated = False, json: Json = False) -> int:
+def get(task_id: TaskId, /, *, json: Json = False) -> int:
     """Print a task as it is now."""
     from kling_voice.cli import calls
 
-    return calls.get(task_id, emulator=emulator, json=json)
+    return calls.get(task_id, json=json)
 
 
 @app.command(
@@ -155,18 +158,11 @@ def get(task_id: TaskId, /, *, emulator: Emulated = False, json: Json = False) -
   kling-voice wait ada-1
   kling-voice wait 829101234567890123 --timeout 60 --json"""
 )
-def wait(
-    task_id: TaskId,
-    /,
-    *,
-    timeout: Timeout = 600.0,
-    emulator: Emulated = False,
-    json: Json = False,
-) -> int:
+def wait(task_id: TaskId, /, *, timeout: Timeout = 600.0, json: Json = False) -> int:
     """Wait until a task has ended, and print it."""
     from kling_voice.cli import calls
 
-    return calls.wait(task_id, timeout=_seconds(timeout), emulator=emulator, json=json)
+    return calls.wait(task_id, timeout=_seconds(timeout), json=json)
 
 
 @app.command(
@@ -204,13 +200,12 @@ def delete(
     /,
     *,
     yes: Annotated[bool, _FLAG, Parameter(help="Do not ask.")] = False,
-    emulator: Emulated = False,
     json: Json = False,
 ) -> int:
     """Delete a custom voice; this cannot be undone."""
     from kling_voice.cli import calls
 
-    return calls.delete(voice_id, yes=yes, emulator=emulator, json=json)
+    return calls.delete(voice_id, yes=yes, json=json)
 
 
 @app.command(
@@ -222,21 +217,21 @@ def download(
     path: Annotated[Path, Parameter(help="The file to write; an existing one is replaced.")],
     /,
     *,
-    emulator: Emulated = False,
     json: Json = False,
 ) -> int:
     """Download the trial recording of a task's voice; the vendor keeps it for 30 days."""
     from kling_voice.cli import calls
 
-    return calls.download(task_id, path, emulator=emulator, json=json)
+    return calls.download(task_id, path, json=json)
 
 
 @app.command(
     help_epilogue="A manifest is CSV with a header, or JSON lines. Its columns are voice_name, one"
     " of voice_url, voice_file and video_id, and if you like callback_url, external_task_id and"
     " key. A folder stands for the recordings in it, each named by its file name.\n\n"
-    "The same command again goes on where it stopped, and creates nothing twice. The results have"
-    " one line for each request in the end: its voice, or the error.\n\n"
+    "The same command again goes on where it stopped, and creates nothing twice (with --emulator it"
+    " starts anew). The results have one line for each request in the end: its voice, or the error."
+    "\n\n"
     "Examples:\n"
     "  kling-voice batch cast.csv --output results.jsonl\n"
     "  kling-voice batch recordings/ --host s3://bucket/samples\n"

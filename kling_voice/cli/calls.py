@@ -12,11 +12,26 @@ from rich.prompt import Confirm
 from rich.status import Status
 
 from kling_voice.cli.connection import connected, host_url
-from kling_voice.cli.console import clean, complain, say, show, show_json, stderr
-from kling_voice.cli.problems import DONE, FAILED, InterruptedCommandError, UsageError
+from kling_voice.cli.console import (
+    clean,
+    complain,
+    left_running,
+    say,
+    show,
+    show_json,
+    stderr,
+)
+from kling_voice.cli.problems import (
+    DONE,
+    EMULATOR_ENDED,
+    FAILED,
+    InterruptedCommandError,
+    UsageError,
+    report,
+)
 from kling_voice.cli.views import as_json, show_task, show_tasks
 from kling_voice.creating import new_external_task_id
-from kling_voice.errors import SampleError, TaskFailedError, WaitTimeoutError
+from kling_voice.errors import NotFoundError, SampleError, TaskFailedError, WaitTimeoutError
 from kling_voice.models import VoiceTask
 from kling_voice.samples import inspect_sample
 
@@ -25,8 +40,12 @@ T = TypeVar("T")
 _PAGE = 500  # tasks a request; the client asks for fewer where that is refused
 
 
-def run(work: Coroutine[Any, Any, T], *, go_on: str = "") -> T:
+def run(work: Coroutine[Any, Any, T], *, go_on: Callable[[], str] = lambda: "") -> T:
     """Run a command's coroutine.
+
+    Args:
+        work: The coroutine.
+        go_on: Tells, after Ctrl-C, how to go on.
 
     Raises:
         InterruptedCommandError: Ctrl-C ended it.
@@ -34,7 +53,7 @@ def run(work: Coroutine[Any, Any, T], *, go_on: str = "") -> T:
     try:
         return asyncio.run(work)
     except KeyboardInterrupt:
-        raise InterruptedCommandError(f"Interrupted. {go_on}".strip()) from None
+        raise InterruptedCommandError(f"Interrupted. {go_on()}".strip()) from None
 
 
 @frozen
@@ -112,12 +131,14 @@ def clone(wanted: Wanted, *, timeout: float | None, json: bool) -> int:
                 )
             return ended[-1] if ended else await kling.get_task(external_task_id)
 
-    return _show_end(
-        work(),
-        go_on="Run the same command again with"
-        f" --external-task-id {external_task_id}; that cannot create it twice.",
-        json=json,
-    )
+    with left_running() as left:
+
+        def go_on() -> str:
+            if left and not wanted.emulator:
+                return _wait_on(left[0])
+            return _again(wanted, external_task_id)
+
+        return _show_end(work(), go_on=go_on, json=json, emulator=wanted.emulator)
 
 
 def create(wanted: Wanted, *, json: bool) -> int:
@@ -138,49 +159,68 @@ def create(wanted: Wanted, *, json: bool) -> int:
                 external_task_id=external_task_id,
             )
 
-    go_on = (
-        "Run the same command again with"
-        f" --external-task-id {external_task_id}; that cannot create it twice."
-    )
-    task = run(work(), go_on=go_on)
+    task = run(work(), go_on=lambda: _again(wanted, external_task_id))
     show_task(task, json=json)
+    if wanted.emulator:
+        return DONE  # the task and the recording are gone
     if not task.is_done:
         say(f"Wait for it with: kling-voice wait {task.task_id}")
-    if wanted.voice_file is not None and not wanted.emulator:
+    if wanted.voice_file is not None:
         say("The recording stays in the bucket: let an expiry rule remove it there.")
     return DONE
 
 
-def get(task_id: str, *, emulator: bool, json: bool) -> int:
+def _again(wanted: Wanted, external_task_id: str) -> str:
+    if wanted.emulator:
+        return EMULATOR_ENDED
+    return (
+        f"Run the same command again with --external-task-id {external_task_id}; that cannot create"
+        " it twice."
+    )
+
+
+def _wait_on(task_id: str) -> str:
+    return f"The task goes on; wait on with: kling-voice wait {task_id}"
+
+
+def get(task_id: str, *, json: bool) -> int:
     """Tell a task."""
 
     async def work() -> VoiceTask:
-        async with connected(emulator=emulator) as kling:
+        async with connected() as kling:
             return await kling.get_task(task_id)
 
     show_task(run(work()), json=json)
     return DONE
 
 
-def wait(task_id: str, *, timeout: float | None, emulator: bool, json: bool) -> int:
+def wait(task_id: str, *, timeout: float | None, json: bool) -> int:
     """Wait for a task's end and tell it."""
 
     async def work() -> VoiceTask:
-        async with connected(emulator=emulator) as kling:
+        async with connected() as kling:
             with _watching(f"waiting for {task_id}") as tell:
                 return await kling.wait_for_task(task_id, timeout=timeout, on_update=tell)
 
-    go_on = f"The task goes on; wait on with: kling-voice wait {task_id}"
-    return _show_end(work(), go_on=go_on, json=json)
+    return _show_end(work(), go_on=lambda: _wait_on(task_id), json=json)
 
 
-def _show_end(work: Coroutine[Any, Any, VoiceTask], *, go_on: str, json: bool) -> int:
+def _show_end(
+    work: Coroutine[Any, Any, VoiceTask],
+    *,
+    go_on: Callable[[], str],
+    json: bool,
+    emulator: bool = False,
+) -> int:
     """Show the task that *work* ends with; one that failed, or goes on, is told as JSON too."""
     try:
         show_task(run(work, go_on=go_on), json=json)
     except (TaskFailedError, WaitTimeoutError) as error:
         if json and error.task is not None:
             show_json(as_json(error.task))
+        if emulator and isinstance(error, WaitTimeoutError):
+            complain(f"The task did not end within --timeout. {EMULATOR_ENDED}")
+            return FAILED
         raise
     return DONE
 
@@ -207,7 +247,7 @@ async def _take(source: AsyncIterator[VoiceTask], limit: int | None) -> list[Voi
     return taken
 
 
-def delete(voice_id: str, *, yes: bool, emulator: bool, json: bool) -> int:
+def delete(voice_id: str, *, yes: bool, json: bool) -> int:
     """Delete a voice, after asking."""
     if not yes:
         if not (sys.stdin.isatty() and stderr().is_terminal):
@@ -222,10 +262,10 @@ def delete(voice_id: str, *, yes: bool, emulator: bool, json: bool) -> int:
             return FAILED
 
     async def work() -> None:
-        async with connected(emulator=emulator) as kling:
+        async with connected() as kling:
             await kling.delete_voice(voice_id)
 
-    run(work(), go_on="Run the same command again; deleting twice does no harm.")
+    run(work(), go_on=lambda: "Run the same command again; deleting twice does no harm.")
     if json:
         show_json({"voice_id": voice_id, "deleted": True})
     else:
@@ -233,17 +273,27 @@ def delete(voice_id: str, *, yes: bool, emulator: bool, json: bool) -> int:
     return DONE
 
 
-def download(task_id: str, path: Path, *, emulator: bool, json: bool) -> int:
+def download(task_id: str, path: Path, *, json: bool) -> int:
     """Fetch the trial recording of a task's voice."""
 
-    async def work() -> Path | VoiceTask:
-        async with connected(emulator=emulator) as kling:
-            task = await kling.get_task(task_id)
+    async def work() -> Path | VoiceTask | NotFoundError:
+        async with connected() as kling:
+            try:
+                task = await kling.get_task(task_id)
+            except NotFoundError as error:
+                return error
             if task.voice is None:
                 return task
             return await kling.download_trial(task.voice, path)
 
-    done = run(work(), go_on="No file was left; run the same command again.")
+    done = run(work(), go_on=lambda: "No file was left; run the same command again.")
+    if isinstance(done, NotFoundError):
+        status = report(done)
+        say(
+            "download takes a task's id (task_id or external_task_id), not a voice_id; the"
+            " trial_url of a preset is in: kling-voice presets --json"
+        )
+        return status
     if isinstance(done, VoiceTask):
         complain(f"Task {task_id} has no voice: it is {done.task_status}.")
         if not done.is_done:

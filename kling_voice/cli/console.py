@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +12,9 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-# What these rooms warn of is told by the commands themselves: retries, and a create cut short.
-_TOLD_ELSEWHERE = ("backoff", "transport", "creating")
+_LOGGER = logging.getLogger("kling_voice")
+# What these rooms warn of is told by the commands themselves: retries, and a call cut short.
+_TOLD_ELSEWHERE = ("backoff", "transport", "creating", "client")
 
 
 @cache
@@ -75,12 +77,36 @@ class _Notices(logging.Handler):
 @contextmanager
 def warnings_told() -> Iterator[None]:
     """Let the package's warnings appear on stderr, above a progress display if there is one."""
-    logger = logging.getLogger("kling_voice")
-    notices, propagates = _Notices(logging.WARNING), logger.propagate
-    logger.addHandler(notices)
-    logger.propagate = False
+    propagates = _LOGGER.propagate
+    _LOGGER.propagate = False
+    try:
+        with _handling(_Notices(logging.WARNING)):
+            yield
+    finally:
+        _LOGGER.propagate = propagates
+
+
+class _LeftRunning(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.task_ids: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.task_ids += re.findall(r"wait_for_task\('(.+?)'\)", record.getMessage())
+
+
+@contextmanager
+def left_running() -> Iterator[list[str]]:
+    """Note the ids of tasks that go on though a call was cut short; the client's log has them."""
+    noted = _LeftRunning()
+    with _handling(noted):
+        yield noted.task_ids
+
+
+@contextmanager
+def _handling(handler: logging.Handler) -> Iterator[None]:
+    _LOGGER.addHandler(handler)
     try:
         yield
     finally:
-        logger.removeHandler(notices)
-        logger.propagate = propagates
+        _LOGGER.removeHandler(handler)

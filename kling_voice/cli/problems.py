@@ -18,6 +18,8 @@ FAILED = 1
 USAGE = 2
 INTERRUPTED = 130
 
+EMULATOR_ENDED = "The emulator has ended with this command; running it again starts anew."
+
 
 class UsageError(Exception):
     """The command cannot be carried out as it was given; nothing was done."""
@@ -63,7 +65,8 @@ def in_words(error: BaseException) -> str:
         text = _without_id(text, error)  # nothing was sent, so the id is nowhere
     return (
         text.replace(
-            "pass credentials=ApiKey(...) or AccessKey(..., ...)", "try it with --emulator"
+            "pass credentials=ApiKey(...) or AccessKey(..., ...)",
+            "try clone or batch with --emulator",
         )
         .replace("This call created", "This command created")
         .replace("call again with the same id", "run the same command again")
@@ -73,10 +76,18 @@ def in_words(error: BaseException) -> str:
     )
 
 
-def reason(error: BaseException, request: VoiceRequest) -> str:
-    """Tell in a few words why one voice of a batch failed."""
+def reason(error: BaseException, request: VoiceRequest, *, emulator: bool = False) -> str:
+    """Tell in a few words why one voice of a batch failed.
+
+    Args:
+        error: What the voice failed by.
+        request: The voice's request.
+        emulator: Whether the emulator that was asked ends with the command, and its tasks with it.
+    """
     if isinstance(error, TaskFailedError) and error.task is not None:
         return error.task.task_status_msg or "the vendor gives no reason"
+    if isinstance(error, WaitTimeoutError) and emulator:
+        return "it did not end within --timeout"
     text = in_batch(error)
     if request.external_task_id is None:
         own_id = getattr(error, "external_task_id", None)

@@ -16,6 +16,7 @@ from kling_voice.cli.console import clean, complain, say, show, show_json
 from kling_voice.cli.manifest import Entry, count_others, read_manifest
 from kling_voice.cli.problems import (
     DONE,
+    EMULATOR_ENDED,
     FAILED,
     INTERRUPTED,
     UsageError,
@@ -126,7 +127,9 @@ class Run:
                     line = line_of(result, external_task_id, self.base_url)
                     self.results.append(external_task_id, line)
                     if result.error is not None:
-                        self.reasons[external_task_id] = reason(result.error, result.request)
+                        self.reasons[external_task_id] = reason(
+                            result.error, result.request, emulator=self.emulator
+                        )
                     progress.result(
                         result.request.voice_name,
                         voice_id=line["voice_id"],
@@ -249,10 +252,14 @@ def _carry_out(run: Run, *, json: bool) -> int:
         except KeyboardInterrupt:
             interrupted = True
     if interrupted:
-        say(
-            f"Interrupted: {run.voices} of {len(run.entries)} voices are done. Those in flight go"
-            " on at the vendor. Run the same command again to go on; nothing is created twice."
-        )
+        done = f"{run.voices} of {len(run.entries)} voices"
+        if run.emulator:
+            say(f"Interrupted: {done} were done. {EMULATOR_ENDED}")
+        else:
+            say(
+                f"Interrupted: {done} are done. Those in flight go on at the vendor. Run the same"
+                " command again to go on; nothing is created twice."
+            )
         return INTERRUPTED
     if isinstance(problem, ConfigurationError):
         return report(problem)
@@ -263,11 +270,14 @@ def _carry_out(run: Run, *, json: bool) -> int:
         run.show(seconds)
     if problem is not None:
         status = report(problem, in_batch)
-        first = "Correct that first; then run" if concerns_account(problem) else "Run"
-        say(f"{first} the same command again to go on; nothing is created twice.")
+        if run.emulator:
+            say(EMULATOR_ENDED)
+        else:
+            first = "Correct that first; then run" if concerns_account(problem) else "Run"
+            say(f"{first} the same command again to go on; nothing is created twice.")
         return status
     if run.failures:
-        say(_way_on(run))
+        say(EMULATOR_ENDED if run.emulator else _way_on(run))
         return FAILED
     return DONE
 

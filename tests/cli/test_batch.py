@@ -30,6 +30,11 @@ async def start(environment: dict[str, str], folder: Path, *arguments: str) -> P
     )
 
 
+def full(results: ResultsFile, request: str, line: Line) -> None:
+    """Append as a full disk lets one."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(results.path))
+
+
 @pytest.mark.parametrize("server_options", [{"fetch_samples": True, "concurrency_limit": 2}])
 async def test_folder_through_s3(kv: Run, bucket: str, server: Emulator, tmp_path: Path) -> None:
     """A folder of recordings becomes voices; no recording stays in the bucket."""
@@ -262,6 +267,41 @@ async def test_interrupted_and_resumed(
     assert server.created == 6
 
 
+async def test_interrupted_trial(
+    server: Emulator, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """Of a batch on an emulator of its own nothing goes on, and nothing can be resumed."""
+    write_csv(tmp_path / "cast.csv", server, 20)
+    process = await start(environment, tmp_path, "cast.csv", "--emulator")
+    await until_results(tmp_path / "cast.emulator.jsonl", 5)
+    process.send_signal(signal.SIGINT)
+    _, err = await process.communicate()
+    done = len(results(tmp_path / "cast.emulator.jsonl"))
+    assert process.returncode == 130
+    assert err.decode().splitlines()[-1] == (
+        f"Interrupted: {done} of 20 voices were done. The emulator has ended with this command;"
+        " running it again starts anew."
+    )
+
+
+def test_failures_of_a_trial(
+    here: Here, server: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a trial nobody is told to resume it, whether a voice failed or the whole batch."""
+    write_csv(tmp_path / "cast.csv", server, 1)
+    late = here("batch", "cast.csv", "--emulator", "--timeout", "0.1")
+    monkeypatch.setattr(ResultsFile, "append", full)
+    failed = here("batch", "cast.csv", "--emulator")
+    for ended in (late, failed):
+        assert ended.status == 1
+        assert ended.err.splitlines()[-1] == (
+            "The emulator has ended with this command; running it again starts anew."
+        )
+        assert "same command" not in ended.out + ended.err
+    assert late.out.splitlines()[1].endswith("\tit did not end within --timeout")
+    assert "No space left" in failed.err
+
+
 @pytest.mark.parametrize("server_options", [{"task_seconds": 0.4, "concurrency_limit": 2}])
 async def test_killed_and_resumed(
     kv: Run, server: Emulator, environment: dict[str, str], tmp_path: Path
@@ -322,13 +362,9 @@ def test_full_disk(
     here: Here, server: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A result that cannot be written ends the batch; with room again nothing is created twice."""
-
-    def append(results: ResultsFile, request: str, line: Line) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(results.path))
-
     write_csv(tmp_path / "cast.csv", server, 2)
-    with monkeypatch.context() as full:
-        full.setattr(ResultsFile, "append", append)
+    with monkeypatch.context() as patch:
+        patch.setattr(ResultsFile, "append", full)
         ended = here("batch", "cast.csv", "--output", "r.jsonl")
     assert ended.status == 1
     assert "Error: No space left on device r.jsonl\n" in ended.err

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from kling_voice import ObjectStoreHost, __version__
 from kling_voice.cli import main
 from kling_voice.cli.problems import report
-from kling_voice.emulator import Emulator, Faults, recordings
+from kling_voice.emulator import Emulator, Fault, Faults, recordings
 
 from .support import Here, Run, objects
 
@@ -96,6 +97,32 @@ async def test_own_emulator(kv: Run, server: Emulator) -> None:
     assert presets.json[0]["task_result"]["voices"][0]["owned_by"] == "kling"
     assert voice.status == 0
     assert not server.requests
+
+
+def test_task_of_an_emulator_that_has_ended(here: Here) -> None:
+    """What was created on the command's own emulator is gone: nobody is told to wait for it."""
+    created = here("create", "Ada", "--voice-file", ADA, "--emulator")
+    assert (created.status, created.err) == (0, "")
+    assert "task_status       submitted" in created.out
+    told = (
+        "Error: The task did not end within --timeout. The emulator has ended with this command;"
+        " running it again starts anew.\n"
+    )
+    for json in ([], ["--json"]):
+        ended = here("clone", "Ada", "--video-id", "1", "--emulator", "--timeout", "0.1", *json)
+        assert ended.status == 1
+        assert ended.err.endswith(told)
+        assert "kling-voice" not in ended.err
+    assert ended.json["task_status"] in ("submitted", "processing")
+
+
+@pytest.mark.parametrize("command", ["get", "wait", "delete", "download"])
+def test_no_emulator_of_its_own(here: Here, command: str) -> None:
+    """A new emulator has nothing to get, wait for, delete or download, so these take none."""
+    ended = here(command, "x", "--emulator")
+    assert (ended.status, ended.out) == (2, "")
+    assert "Unknown option: --emulator" in ended.err
+    assert "--emulator" not in here(command, "--help").out
 
 
 async def test_create_get_wait_download_delete(kv: Run, server: Emulator, tmp_path: Path) -> None:
@@ -291,7 +318,7 @@ async def test_usage_as_processes(kv: Run) -> None:
         (
             {"KLING_API_KEY": ""},
             "Error: No credentials: set KLING_API_KEY, or KLING_ACCESS_KEY and KLING_SECRET_KEY, or"
-            " try it with --emulator.\n",
+            " try clone or batch with --emulator.\n",
         ),
         ({"KLING_API_KEY": "", "KLING_ACCESS_KEY": "a"}, "KLING_SECRET_KEY"),
         ({"KLING_BASE_URL": "http://example.com"}, "https"),
@@ -330,7 +357,12 @@ async def test_download_problems(kv: Run, server: Emulator, tmp_path: Path) -> N
     )
     assert expired.status == missing.status == 1
     assert "30 days" in expired.err
+    assert "voice_id" not in expired.err
     assert "code 1203" in missing.err
+    assert missing.err.splitlines()[-1] == (
+        "download takes a task's id (task_id or external_task_id), not a voice_id; the trial_url of"
+        " a preset is in: kling-voice presets --json"
+    )
 
 
 async def test_unknown_outcome(kv: Run, server: Emulator) -> None:
@@ -414,26 +446,67 @@ def test_stdout_of_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
     assert out.getvalue() == f"{__version__}\n"
 
 
-@pytest.mark.parametrize("server_options", [{"task_seconds": 600}])
-async def test_interrupted_clone(environment: dict[str, str], server: Emulator) -> None:
-    """Ctrl-C is status 130, and tells how to get the voice that may have been created."""
+async def until_true(condition: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    for _ in range(500):
+        if condition():
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("it does not become so")
+
+
+async def interrupted_clone(
+    environment: dict[str, str], *arguments: str, until: Callable[[], bool] | None = None
+) -> list[str]:
+    """Interrupt a clone when something is so, or once it has told something; give its stderr."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "kling_voice.cli", "clone", "Ada", "--voice-url", URL),
+        *("-m", "kling_voice.cli", "clone", "Ada", "--voice-url", URL, *arguments),
         env=environment,
         stderr=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
-    for _ in range(500):
-        if server.created:
-            break
-        await asyncio.sleep(0.02)
-    await asyncio.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    out, err = await process.communicate()
+    assert process.stderr is not None
+    first = b""
+    async with asyncio.timeout(30):
+        if until is None:
+            first = await process.stderr.readline()
+        else:
+            await until_true(until)
+        process.send_signal(signal.SIGINT)
+        out, err = await process.communicate()
     assert (process.returncode, out) == (130, b"")
-    assert f"--external-task-id {server.tasks[0].external_task_id}" in err.decode()
-    assert "Traceback" not in err.decode()
+    assert b"Traceback" not in err
+    return (first + err).decode().splitlines()
+
+
+@pytest.mark.parametrize("server_options", [{"task_seconds": 600}])
+async def test_interrupted_clone(environment: dict[str, str], server: Emulator) -> None:
+    """Ctrl-C is status 130, and tells the command that gets the voice."""
+    told = await interrupted_clone(
+        environment, until=lambda: any(call.startswith("GET") for call in list(server.requests))
+    )
+    task_id = server.tasks[0].task_id
+    assert told == [f"Interrupted. The task goes on; wait on with: kling-voice wait {task_id}"]
+
+
+async def test_interrupted_create(environment: dict[str, str], server: Emulator) -> None:
+    """Before the vendor has answered, the way on is the same command with the same id."""
+    server.faults = Faults(script={"create": {1: Fault.STALL_AFTER}})
+    told = await interrupted_clone(environment, until=lambda: server.created > 0)
+    assert told == [
+        "Interrupted. Run the same command again with --external-task-id"
+        f" {server.tasks[0].external_task_id}; that cannot create it twice."
+    ]
+
+
+async def test_interrupted_trial(environment: dict[str, str]) -> None:
+    """The task of the command's own emulator has ended with it: nothing goes on."""
+    *_, last = told = await interrupted_clone(environment, "--emulator")
+    assert last == (
+        "Interrupted. The emulator has ended with this command; running it again starts anew."
+    )
+    assert "Note" not in "".join(told)
 
 
 # --- the emulator ---
