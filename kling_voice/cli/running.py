@@ -12,7 +12,7 @@ from attrs import define, field
 from rich.text import Text
 
 from kling_voice.cli.connection import connected, host_url, server_url
-from kling_voice.cli.console import clean, complain, say, show, show_json
+from kling_voice.cli.console import clean, complain, say, show, show_json, stdout
 from kling_voice.cli.manifest import Entry, count_others, read_manifest
 from kling_voice.cli.problems import (
     DONE,
@@ -41,7 +41,7 @@ from kling_voice.errors import ConfigurationError, KlingError
 from kling_voice.identity import batch_prefix
 from kling_voice.protocol import concerns_account
 
-_ROWS = 25  # of the table in the end
+_ROWS = 25  # of the table in the end, on a terminal
 _REASONS = 10  # failures that the end repeats
 _COLOURS = {"succeed": "green", "failed": "red", "not created": "red"}
 
@@ -151,8 +151,8 @@ class Run:
         }
 
     def show(self, seconds: float) -> None:
-        """Tell people how it ended: a table, or the failures of a large batch, and the figures."""
-        if len(self.entries) <= _ROWS:
+        """Tell how it ended: a table, or to people the failures of a large batch; and figures."""
+        if len(self.entries) <= _ROWS or not stdout().is_terminal:
             columns = ["voice_name", "task_status", "voice_id", "reason"]
             show_rows(columns, map(self._row, self.entries))
         else:

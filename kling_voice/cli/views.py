@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
@@ -13,7 +14,8 @@ from kling_voice.cli.console import clean, show, show_json, stdout
 from kling_voice.models import TaskStatus, VoiceTask, make_converter
 
 _COLOURS = {TaskStatus.SUCCEED: "green", TaskStatus.FAILED: "red"}
-
+_PROSE = "reason"  # the one column that may be wrapped, to this width at least:
+_PROSE_WIDTH = 24
 
 _converter = cache(make_converter)
 
@@ -67,7 +69,10 @@ def show_tasks(tasks: Sequence[VoiceTask], *, json: bool, presets: bool = False)
 def show_rows(
     columns: Sequence[str], rows: Iterable[Sequence[Text]], *, empty: str = "Nothing."
 ) -> None:
-    """Print a table on a terminal, and tab-separated lines with a header elsewhere."""
+    """Print a table on a terminal, and tab-separated lines with a header elsewhere.
+
+    Where a table is too wide for the terminal each row is a block of lines, so that ids stay whole.
+    """
     rows = list(rows)
     if not stdout().is_terminal:
         for line in [columns, *([cell.plain for cell in row] for row in rows)]:
@@ -76,13 +81,29 @@ def show_rows(
     if not rows:
         show(empty)
         return
+    if _width(columns, rows) > stdout().width:
+        for number, row in enumerate(rows):
+            if number:
+                show("")
+            for column, cell in zip(columns, row, strict=True):
+                if cell:
+                    show(Text.assemble((f"{column}: ", "dim"), cell))
+        return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for column in columns:
-        is_id = column.endswith("_id") or column == "task_status"
-        table.add_column(column, no_wrap=is_id, overflow="fold")
+        table.add_column(column, no_wrap=column != _PROSE, overflow="fold")
     for row in rows:
         table.add_row(*row)
     stdout().print(table)
+
+
+def _width(columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> int:
+    """Give the least width of a table that shows all cells whole, or wrapped if they are prose."""
+    width = -1
+    for column, *cells in zip(columns, *rows, strict=True):
+        widest = max(cell_len(column), *(cell.cell_len for cell in cells))
+        width += 3 + (min(widest, _PROSE_WIDTH) if column == _PROSE else widest)
+    return width
 
 
 def _cell(task: VoiceTask, column: str) -> Text:
@@ -98,4 +119,4 @@ def _colour(task: VoiceTask) -> str:
 
 
 def _moment(moment: datetime | None) -> str | None:
-    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S") if moment is not None else None
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S%z") if moment is not None else None

@@ -339,21 +339,23 @@ def test_list_that_may_not_be_read(here: Here, server: Emulator, tmp_path: Path)
     assert "Note: The list could not be read; the batch goes on without it" in ended.err
 
 
-def test_many_failures(here: Here, server: Emulator, tmp_path: Path) -> None:
-    """Of more than 25 requests no table is shown: ten failures, and how many more there are."""
+def test_many_rows(here: Here, server: Emulator, tmp_path: Path) -> None:
+    """A pipe gets a row for each request, however many there are."""
     server.fail_when = lambda body: "noise" if int(body["voice_name"][6:]) < 12 else None
     write_csv(tmp_path / "cast.csv", server, 26)
     first = here("batch", "cast.csv")
     assert first.status == 1
-    *failures, more, figures, _ = first.out.splitlines()
-    assert failures == [f"line {n + 2}, Voice {n}: noise" for n in range(10)]
-    assert more == "… and 2 more failures"
+    header, *rows, figures, _ = first.out.splitlines()
+    assert header == "voice_name\ttask_status\tvoice_id\treason"
+    assert [row.split("\t")[0] for row in rows] == [f"Voice {n}" for n in range(26)]
+    assert rows[11] == "Voice 11\tfailed\t\tnoise"
     assert figures.startswith("14 voices, 12 failures, 0.70 units deducted in all, ")
 
     server.fail_when = None
     again = here("batch", "cast.csv", "--retry-failed", "1")
     assert again.status == 0
-    figures, _ = again.out.splitlines()
+    _, *rows, figures, _ = again.out.splitlines()
+    assert [row.split("\t")[1] for row in rows] == ["succeed"] * 26
     told = "26 voices (14 done before: read from the file, not asked of the vendor), 0 failures, "
     assert figures.startswith(told)
 

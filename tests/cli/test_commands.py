@@ -3,6 +3,7 @@
 import asyncio
 import io
 import os
+import re
 import shutil
 import signal
 import sys
@@ -190,6 +191,14 @@ async def test_stdout_without_the_letters(kv: Run, server: Emulator) -> None:
     assert '"Zoë"' in plain.out
     assert told.out.isascii()
     assert told.json["task_result"] == plain.json["task_result"]
+
+
+async def test_times(kv: Run, server: Emulator) -> None:
+    """A time is the machine's, and tells its zone."""
+    await kv("create", "Ada", "--voice-url", URL, "--external-task-id", "a")
+    there, list_there = await asyncio.gather(kv("get", "a", TZ="JST-9"), kv("list", TZ="JST-9"))
+    assert re.search(r"\ncreated_at        \d{4}-\d\d-\d\d \d\d:\d\d:\d\d\+0900\n", there.out)
+    assert "+0900\t" in list_there.out
 
 
 @pytest.mark.parametrize("server_options", [{"task_seconds": 600}])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kling_voice.emulator import Emulator
+from kling_voice.emulator import Emulator, Faults
 
 from .support import Ended, results, write_csv
 
@@ -142,6 +142,60 @@ async def test_questions_without_an_answer(at_terminal: Type, server: Emulator) 
     assert interrupted.status == 130
     assert "Interrupted." in lines(interrupted.out)[-1]
     assert not server.requests
+
+
+async def test_many_failures(at_terminal: Type, server: Emulator, tmp_path: Path) -> None:
+    """Of more than 25 requests people get no table: ten failures, and how many more there are."""
+    server.fail_when = lambda body: "noise" if int(body["voice_name"][6:]) < 12 else None
+    write_csv(tmp_path / "cast.csv", server, 26)
+    ended = await at_terminal("batch", "cast.csv")
+    assert ended.status == 1
+    shown = lines(ended.out)
+    end = shown.index("… and 2 more failures")
+    assert shown[end - 10 : end] == [f"line {n + 2}, Voice {n}: noise" for n in range(10)]
+    assert shown[end + 1].startswith("14 voices, 12 failures, 0.70 units deducted in all, ")
+    assert "voice_name" not in ended.out
+
+
+async def test_narrow_terminal(at_terminal: Type, server: Emulator) -> None:
+    """Where a table does not fit, each row is a block of lines, in which all ids are whole."""
+    names = ["A name of 20 letters", "名" * 10]
+    for name in names:
+        await at_terminal("create", name, "--voice-url", "https://example.com/a.mp3")
+    server.advance(1)
+    wide, narrow, tiny = await asyncio.gather(
+        *(at_terminal("list", COLUMNS=columns) for columns in ("78", "77", "30"))
+    )
+    blocks = []
+    for task, name in zip(server.tasks, names, strict=True):
+        (row,) = [line for line in lines(wide.out) if task.task_id in line]
+        assert row.split("  ")[0].strip() == name
+        assert row.split()[-3:] == ["succeed", task.voice_id, task.task_id]
+        blocks.append(
+            f"voice_name: {name}\ntask_status: succeed\nvoice_id: {task.voice_id}\n"
+            f"task_id: {task.task_id}\n"
+        )
+    for ended in (narrow, tiny):
+        shown = ESCAPES.sub("", ended.out).replace("\r\n", "\n")
+        assert shown == "\n".join(reversed(blocks))
+
+
+async def test_long_reason(at_terminal: Type, server: Emulator, tmp_path: Path) -> None:
+    """A long reason is wrapped within the table, and takes no room from the ids."""
+    server.faults = Faults(script={"create": {1: 1201}})
+    write_csv(tmp_path / "cast.csv", server, 2)
+    ended = await at_terminal("batch", "cast.csv", "--concurrency", "1")
+    shown = lines(ended.out)
+    assert all(len(line) <= 80 for line in shown)
+    assert any(re.match(r" Voice 0 +not created +The vendor refused", line) for line in shown)
+    assert any(re.match(rf" Voice 1 +succeed +{server.tasks[0].voice_id}", line) for line in shown)
+
+    server.faults = Faults(script={"create": {1: 1201}})
+    narrow = await at_terminal(
+        "batch", "cast.csv", "--batch-id", "b", "--output", "b", COLUMNS="60"
+    )
+    text = ESCAPES.sub("", narrow.out).replace("\r\n", "\n")
+    assert "voice_name: Voice 0\ntask_status: not created\nreason: The vendor refused: " in text
 
 
 async def test_empty_table(at_terminal: Type) -> None:
