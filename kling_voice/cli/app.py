@@ -4,6 +4,7 @@ What they do is in `calls.py`, `running.py` and `serving.py`, which are imported
 needed: a command starts as fast as what it uses.
 """
 
+import inspect
 import math
 import os
 import sys
@@ -11,7 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, CycloptsError, Parameter, validators
+from cyclopts import (
+    App,
+    CycloptsError,
+    Parameter,
+    UnknownCommandError,
+    UnusedCliTokensError,
+    validators,
+)
 
 from kling_voice._version import __version__
 from kling_voice.cli.console import complain, say, stderr, stdout, warnings_told
@@ -347,6 +355,27 @@ def _seconds(timeout: float) -> float | None:
     return None if math.isinf(timeout) else timeout
 
 
+def _in_words(error: CycloptsError) -> str:
+    """Tell what is wrong with a command's words, where the parser is short of words."""
+    if isinstance(error, UnknownCommandError):  # the parser lists eight commands at most
+        commands = ", ".join(name for name in app if not name.startswith("-"))
+        told, *_ = str(error).partition(" Available commands:")
+        return f"{told} The commands are {commands}."
+    if isinstance(error, UnusedCliTokensError) and error.target is not None:
+        signature = inspect.signature(error.target)
+        takes = [
+            f"one {parameter.name.replace('_', ' ')}"
+            for parameter in signature.parameters.values()
+            if parameter.kind is parameter.POSITIONAL_ONLY
+        ]
+        command, left = " ".join(error.command_chain or ()), error.unused_tokens or []
+        return (
+            f"{command} takes {' and '.join(takes) or 'options only'}, and"
+            f" {', '.join(map(repr, left))} {'is' if len(left) == 1 else 'are'} left over."
+        )
+    return str(error)
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run one command, and give the exit status; no foreseeable failure ends in a traceback."""
     for stream in (sys.stdout, sys.stderr):
@@ -363,7 +392,7 @@ def run(arguments: Sequence[str]) -> int:
                 result_action="return_value",
             )
     except CycloptsError as error:
-        complain(str(error))
+        complain(_in_words(error))
         words = " ".join(["kling-voice", *(error.command_chain or ())])
         say(f"See: {words} --help")
         return USAGE

@@ -58,10 +58,17 @@ class Problem:
 
 @frozen
 class Row:
-    """A line as it was read: the fields of a request, not yet checked."""
+    """A line as it was read: the fields of a request, not yet checked.
+
+    Attributes:
+        where: The line, or the file in a folder.
+        fields: The fields that it gives.
+        is_file: Whether it is a file in a folder, which gives the voice its name.
+    """
 
     where: str
     fields: dict[str, Any]
+    is_file: bool = False
 
 
 def read_manifest(path: Path, batch_id: str) -> tuple[list[Entry], list[Problem]]:
@@ -96,7 +103,7 @@ def read_folder(folder: Path) -> Iterator[Row]:
     """Give a row for each recording in a folder, named by its file name."""
     for path in sorted(_listed(folder)):
         if _is_recording(path):
-            yield Row(path.name, {"voice_name": path.stem, "voice_file": path.name})
+            yield Row(path.name, {"voice_name": path.stem, "voice_file": path.name}, is_file=True)
 
 
 def count_others(folder: Path) -> int:
@@ -159,6 +166,8 @@ def read_csv(text: str) -> Iterator[Row | Problem]:
 def _bad_header(columns: list[str]) -> str | None:
     unknown = [column for column in columns if column not in COLUMNS]
     if unknown:
+        if (meant := _meant(unknown[0])) is not None:
+            return f"{unknown[0]!r} is no column: {meant} Columns are in lower case."
         hint = ""
         if any(part in COLUMNS for part in re.split(r"[;\t|]", unknown[0])):
             hint = " (separate by commas)"
@@ -168,6 +177,10 @@ def _bad_header(columns: list[str]) -> str | None:
     if len(set(columns)) < len(columns):
         return "names a column twice"
     return None if "voice_name" in columns else "must name the column voice_name"
+
+
+def _meant(name: str) -> str | None:
+    return f"did you mean {name.lower()}?" if name.lower() in COLUMNS else None
 
 
 def read_json_lines(text: str) -> Iterator[Row | Problem]:
@@ -185,7 +198,8 @@ def read_json_lines(text: str) -> Iterator[Row | Problem]:
         if not isinstance(value, dict):
             yield Problem(where, "is not a JSON object")
         elif unknown := sorted(set(value) - set(COLUMNS)):
-            yield Problem(where, f"{unknown[0]!r} is no field; the fields are {', '.join(COLUMNS)}")
+            meant = _meant(unknown[0]) or f"the fields are {', '.join(COLUMNS)}"
+            yield Problem(where, f"{unknown[0]!r} is no field; {meant}")
         elif wrong := [name for name, item in value.items() if not isinstance(item, str | None)]:
             yield Problem(where, f"{wrong[0]} must be a string")
         else:
@@ -205,14 +219,27 @@ def check_rows(
         try:
             entry = check_row(row, folder, batch_id)
         except KlingError as error:
-            problems.append(Problem(row.where, str(error)))
+            problems.append(Problem(row.where, _refusal(error, row)))
             continue
         same = entries.setdefault(entry.external_task_id, entry)
         if same is not entry:
-            problems.append(
-                Problem(row.where, f"repeats {same.where}: give one of them another key")
-            )
+            problems.append(Problem(row.where, f"repeats {same.where}: {_apart(row)}"))
     return list(entries.values()), problems
+
+
+def _refusal(error: KlingError, row: Row) -> str:
+    told = str(error)
+    if row.is_file and isinstance(error, InvalidRequestError) and error.field == "voice_name":
+        told = f"{told.rstrip('.')}: rename the file, or list it in a CSV with a voice_name."
+    return told
+
+
+def _apart(row: Row) -> str:
+    """Tell how to make a row another request than the one that it repeats."""
+    for name in ("external_task_id", "key"):
+        if name in row.fields:
+            return f"give one of them another {name}"
+    return "remove it, or give each a key of its own"
 
 
 def check_row(row: Row, folder: Path, batch_id: str) -> Entry:

@@ -272,7 +272,24 @@ def test_empty_list(here: Here) -> None:
 # --- what is wrong ---
 
 USAGE: dict[str, tuple[list[Any], str]] = {
-    "no such command": (["nope"], "Unknown command"),
+    "no such command": (
+        ["bogus"],
+        f'Unknown command "bogus". The commands are {", ".join(COMMANDS)}.',
+    ),
+    "a slip": (["delet", "x"], 'Unknown command "delet". Did you mean "delete"? The commands are '),
+    "a second manifest": (
+        ["batch", "a.csv", "b.csv"],
+        "Error: batch takes one manifest, and 'b.csv' is left over.\nSee: kling-voice batch --help",
+    ),
+    "words without quotes": (
+        ["clone", "A", "fine", "name", "--video-id", "1"],
+        "Error: clone takes one name, and 'fine', 'name' are left over.",
+    ),
+    "a third word": (
+        ["download", "a", "b", "c"],
+        "Error: download takes one task id and one path, and 'c' is left over.",
+    ),
+    "a word for none": (["list", "all"], "Error: list takes options only, and 'all' is left over."),
     "no such option": (["get", "x", "--nope"], "See: kling-voice get --help"),
     "no name": (["clone"], "NAME"),
     "no source": (["clone", "Ada"], "exactly one of --voice-url, --voice-file and --video-id"),

@@ -109,6 +109,10 @@ BAD_CSV = {
         f"A,{URL}\nB,{URL}\n",
         ["line 1: 'A' is no column (is the header line missing?); the columns are"],
     ),
+    "upper case": (
+        f"Voice_Name,Voice_URL\nA,{URL}\n",
+        ["line 1: 'Voice_Name' is no column: did you mean voice_name? Columns are in lower case."],
+    ),
     "no name column": ("voice_url\nx\n", ["line 1: must name the column voice_name"]),
     "column twice": ("voice_name,key,key\n", ["line 1: names a column twice"]),
     "name too long": (
@@ -145,11 +149,14 @@ BAD_CSV = {
     ),
     "repeated": (
         f"voice_name,voice_url,key\nA,{URL},\nB,{URL},\nA,{URL},\nC,{URL},k\nD,{URL},k\n",
-        ["line 4: repeats line 2: give one of them another key", "line 6: repeats line 5"],
+        [
+            "line 4: repeats line 2: remove it, or give each a key of its own",
+            "line 6: repeats line 5: give one of them another key",
+        ],
     ),
     "id repeated": (
         f"voice_name,voice_url,external_task_id\nA,{URL},e\nB,{URL},e\n",
-        ["line 3: repeats line 2"],
+        ["line 3: repeats line 2: give one of them another external_task_id"],
     ),
     "empty": ("", ["cast.csv holds no requests"]),
     "header only": ("voice_name,voice_url\n", ["cast.csv holds no requests"]),
@@ -175,6 +182,7 @@ def test_bad_csv(tmp_path: Path, content: str | bytes, told: list[str]) -> None:
         ('{"voice_name": 7}', "line 1: voice_name must be a string"),
         ('{"voice_name": "A", "key": 7}', "line 1: key must be a string"),
         ('{"name": "A"}', "line 1: 'name' is no field; the fields are"),
+        ('{"Voice_Name": "A"}', "line 1: 'Voice_Name' is no field; did you mean voice_name?"),
         ("[" * 100_000, "line 1: is not JSON"),
         ('{"voice_name": "\\ud800", "video_id": "1"}', "line 1: voice_name is not valid text"),
         ("{}", "line 1: Give exactly one of"),
@@ -194,7 +202,10 @@ def test_bad_folder(tmp_path: Path) -> None:
     _, problems = read_manifest(tmp_path, "batch")
     assert [problem.where for problem in problems] == ["a.wav", f"{'x' * 30}.mp3"]
     assert "is .mp3 inside" in problems[0].what
-    assert "1 to 20 characters" in problems[1].what
+    assert problems[1].what == (
+        f"voice_name must have 1 to 20 characters; {'x' * 30!r} has 30: rename the file, or list it"
+        " in a CSV with a voice_name."
+    )
 
 
 def test_folder_without_recordings(tmp_path: Path) -> None:
