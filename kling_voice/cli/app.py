@@ -322,7 +322,7 @@ def emulator(
             help="The part of requests that fail, 0 to 1.",
         ),
     ] = 0.0,
-    seed: Annotated[int, Parameter(help="Another sequence of faults.")] = 0,
+    fault_seed: Annotated[int, Parameter(help="Another sequence of faults.")] = 0,
     fetch_samples: Annotated[
         bool, Parameter(help="Whether to fetch and check each voice_url, as the vendor does.")
     ] = True,
@@ -343,7 +343,7 @@ def emulator(
         concurrency_limit=concurrency_limit,
         task_seconds=task_seconds,
         faults=faults,
-        seed=seed,
+        fault_seed=fault_seed,
         fetch_samples=fetch_samples,
         webhook_secret=webhook_secret,
         samples=sample or (),

@@ -18,7 +18,7 @@ def serve_emulator(
     concurrency_limit: int | None,
     task_seconds: float,
     faults: float,
-    seed: int,
+    fault_seed: int,
     fetch_samples: bool,
     webhook_secret: str | None,
     samples: Sequence[Path],
@@ -37,7 +37,7 @@ def serve_emulator(
             port=port,
             concurrency_limit=concurrency_limit,
             task_seconds=task_seconds,
-            faults=Faults(faults, seed=seed) if faults else None,
+            faults=Faults(faults, seed=fault_seed) if faults else None,
             fetch_samples=fetch_samples,
             webhook_secret=webhook_secret,
         )

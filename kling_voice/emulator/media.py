@@ -29,6 +29,10 @@ __all__ = [
 _FOLDER = Path(__file__).with_name("recordings")
 _SHORTEST, _LONGEST = 5.0, 30.0
 _LARGEST = 50 * 1024 * 1024
+_NO_FETCHING = (
+    ": the emulator fetches it as the vendor would; --no-fetch-samples (in Python,"
+    " fetch_samples=False) takes any URL"
+)
 _CONTENT_TYPES = {
     ".mp3": "audio/mpeg",
     ".wav": "audio/wav",
@@ -88,15 +92,16 @@ async def _download(session: aiohttp.ClientSession, url: str, seconds: float) ->
     try:
         async with session.get(url, timeout=timeout) as response:
             if response.status != 200:
-                raise SampleError(f"voice_url answered HTTP {response.status}")
+                raise SampleError(f"voice_url answered HTTP {response.status}{_NO_FETCHING}")
             async for chunk in response.content.iter_any():
                 content += chunk
                 if len(content) > _LARGEST:
                     raise SampleError(f"the sample is larger than {_LARGEST >> 20} MB")
     except TimeoutError:
-        raise SampleError(f"voice_url took longer than {seconds:g} s") from None
+        raise SampleError(f"voice_url took longer than {seconds:g} s{_NO_FETCHING}") from None
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        raise SampleError(f"voice_url could not be fetched: {type(error).__name__}") from None
+        why = f"voice_url could not be fetched ({type(error).__name__})"
+        raise SampleError(f"{why}{_NO_FETCHING}") from None
     return bytes(content)
 
 
