@@ -434,19 +434,34 @@ async def test_reader_that_leaves(kv: Run, environment: dict[str, str], server: 
 
 
 @pytest.mark.parametrize("missing", ["cyclopts", "rich"])
-async def test_missing_extra(missing: str) -> None:
-    """Without the extra, the command says how to install it."""
-    code = f"import sys; sys.modules[{missing!r}] = None; from kling_voice.cli import main; "
+@pytest.mark.parametrize("module", ["kling_voice", "kling_voice.cli"])
+async def test_missing_extra(missing: str, module: str) -> None:
+    """Without the extra, the command says how to install it, however it is started."""
+    code = (
+        f"import runpy, sys; sys.modules[{missing!r}] = None; sys.argv = ['', 'list'];"
+        f" runpy.run_module({module!r}, run_name='__main__')"
+    )
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-c", f"{code}sys.exit(main(['list']))"),
-        stderr=asyncio.subprocess.PIPE,
+        *(sys.executable, "-c", code), stderr=asyncio.subprocess.PIPE
     )
     _, err = await process.communicate()
     assert process.returncode == 2
     assert err.decode() == (
         f"Error: the command line needs {missing}: pip install 'kling-voice[cli]'\n"
     )
+
+
+async def test_module(environment: dict[str, str]) -> None:
+    """`python -m kling_voice` is the command line, too."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "kling_voice", "presets"),
+        env=environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    assert (process.returncode, err) == (0, b"")
+    assert b"Calm Narrator\t" in out
 
 
 def test_broken_installation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -544,7 +559,8 @@ async def test_emulator(environment: dict[str, str], kv: Run, tmp_path: Path) ->
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-m", "kling_voice.cli", "emulator", "--port", "0", "--task-seconds", "0.1"),
-        *("--faults", "0.2", "--concurrency-limit", "2", "--sample", "mine.mp3"),
+        *("--faults", "0.2", "--fault-seed", "3"),
+        *("--concurrency-limit", "2", "--sample", "mine.mp3"),
         env=environment,
         cwd=tmp_path,
         stdout=asyncio.subprocess.PIPE,
@@ -557,8 +573,13 @@ async def test_emulator(environment: dict[str, str], kv: Run, tmp_path: Path) ->
     exports = [line.split("=", 1) for line in greeting.decode().splitlines() if "export" in line]
     settings = {name.removeprefix("export "): value for name, value in exports if name[0] == "e"}
     sample = greeting.decode().rpartition("mine.mp3: ")[2].strip()
-    ended = await kv("clone", "Me", "--voice-url", sample, "--json", KLING_API_KEY="", **settings)
+    settings["KLING_API_KEY"] = ""
+    ended, lost = await asyncio.gather(
+        kv("clone", "Me", "--voice-url", sample, "--json", **settings),
+        kv("clone", "Me", "--voice-url", "http://127.0.0.1:1/a.mp3", **settings),
+    )
     assert ended.json["task_status"] == "succeed"
+    assert "--no-fetch-samples" in lost.err
     process.send_signal(signal.SIGINT)
     _, err = await process.communicate()
     assert (process.returncode, err) == (0, b"")

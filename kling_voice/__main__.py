@@ -1,0 +1,7 @@
+"""`python -m kling_voice`, the same as `kling-voice`."""
+
+import sys
+
+from kling_voice.cli import main
+
+sys.exit(main())
