@@ -9,12 +9,13 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from kling_voice.cli.problems import UsageError
 from kling_voice.models import CloneResult
@@ -238,6 +239,65 @@ class ResultsFile:
         self.lines[request] = line
         self._file.write(_dump(line).encode(errors="backslashreplace"))
         self._file.flush()
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """See that no other run writes a results file, from before it is read until the end.
+
+    What is locked is a file beside it, since it may be replaced itself. The system lifts the lock
+    of a run that is killed.
+
+    Raises:
+        UsageError: Another run is writing it.
+    """
+    busy = UsageError(f"Another run is writing {path}: wait for it, or name another --output.")
+    lock = path.parent / f".{path.name}.lock"
+    try:
+        file = lock.open("ab")
+    except OSError:  # whether the results can be written at all is told by who writes them
+        yield
+        return
+    with file:
+        try:
+            _lock(file)
+        except BlockingIOError:
+            raise busy from None
+        except OSError:
+            pass  # a file system without locks
+        if not _is_at(file, lock):
+            raise busy  # its run has just ended, and a third one may have made another
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows removes no file that is open; then it stays
+                lock.unlink()
+
+
+def _lock(file: BinaryIO) -> None:
+    """Lock a file for as long as it is open.
+
+    Raises:
+        BlockingIOError: Another process has locked it.
+    """
+    if sys.platform == "win32":  # pragma: no cover
+        import msvcrt
+
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            raise BlockingIOError from error
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def load_results(path: Path) -> list[Line]:

@@ -29,6 +29,7 @@ from kling_voice.cli.results import (
     EMULATOR,
     Line,
     ResultsFile,
+    alone,
     is_failed_task,
     keep,
     line_of,
@@ -216,28 +217,30 @@ def run_batch(
         )
     path = output or Path(f"{stem}.emulator.jsonl" if emulator else f"{stem}.results.jsonl")
     base_url = EMULATOR if emulator else server_url()
-    kept = keep(
-        load_results(path),
-        {entry.external_task_id: entry.request.voice_name for entry in entries},
-        batch_prefix(batch_id),
-        base_url,
-        str(path),
-    )
-    # An emulator that was started for this run knows nothing of an earlier one's voices.
-    with ResultsFile(path, {} if emulator else kept) as results:
-        run = Run(
-            batch_id=batch_id,
-            entries=entries,
-            results=results,
-            base_url=base_url,
-            concurrency=concurrency,
-            retry_failed=retry_failed,
-            timeout=timeout,
-            host=host,
+    with alone(path):
+        kept = keep(
+            load_results(path),
+            {entry.external_task_id: entry.request.voice_name for entry in entries},
+            batch_prefix(batch_id),
+            base_url,
+            str(path),
         )
-        before = f", {run.before} of them done before" if run.before else ""
-        say(clean(f"Batch {batch_id!r}: {_count(len(entries), 'request')}{before}; into {path}"))
-        return _carry_out(run, json=json)
+        # An emulator that was started for this run knows nothing of an earlier one's voices.
+        with ResultsFile(path, {} if emulator else kept) as results:
+            run = Run(
+                batch_id=batch_id,
+                entries=entries,
+                results=results,
+                base_url=base_url,
+                concurrency=concurrency,
+                retry_failed=retry_failed,
+                timeout=timeout,
+                host=host,
+            )
+            before = f", {run.before} of them done before" if run.before else ""
+            requests = _count(len(entries), "request")
+            say(clean(f"Batch {batch_id!r}: {requests}{before}; into {path}"))
+            return _carry_out(run, json=json)
 
 
 def _carry_out(run: Run, *, json: bool) -> int:

@@ -320,6 +320,28 @@ async def test_killed_and_resumed(
     assert server.created == 6
 
 
+@pytest.mark.parametrize("server_options", [{"task_seconds": 600}])
+async def test_two_runs_at_once(
+    kv: Run, server: Emulator, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """A run that would replace the file another one writes is refused, until that has ended."""
+    write_csv(tmp_path / "cast.csv", server, 2)
+    process = await start(environment, tmp_path, "cast.csv", "--output", "r.jsonl")
+    assert process.stderr is not None
+    await process.stderr.readline()  # it has begun
+    second = await kv("batch", "cast.csv", "--output", "r.jsonl")
+    assert (second.status, second.out) == (2, "")
+    assert second.err == (
+        "Error: Another run is writing r.jsonl: wait for it, or name another --output.\n"
+    )
+    process.kill()
+    await process.communicate()
+    ended = await kv("batch", "cast.csv", "--output", "r.jsonl", "--timeout", "0.1")
+    assert ended.status == 1
+    assert len(results(tmp_path / "r.jsonl")) == 2
+    assert sorted(os.listdir(tmp_path)) == ["cast.csv", "r.jsonl"]
+
+
 async def test_faults(kv: Run, server: Emulator, tmp_path: Path) -> None:
     """A bad network shows neither in the results nor in words."""
     server.faults = Faults(rate=0.3, seed=3)

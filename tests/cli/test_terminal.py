@@ -156,6 +156,12 @@ async def test_many_failures(at_terminal: Type, server: Emulator, tmp_path: Path
     assert shown[end + 1].startswith("14 voices, 12 failures, 0.70 units deducted in all, ")
     assert "voice_name" not in ended.out
 
+    server.fail_when = None
+    again = await at_terminal("batch", "cast.csv", "--retry-failed", "1")
+    assert again.status == 0
+    assert lines(again.out)[-2].startswith("26 voices (14 done before: ")
+    assert "Voice" not in again.out
+
 
 async def test_narrow_terminal(at_terminal: Type, server: Emulator) -> None:
     """Where a table does not fit, each row is a block of lines, in which all ids are whole."""
