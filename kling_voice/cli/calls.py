@@ -161,12 +161,8 @@ def create(wanted: Wanted, *, json: bool) -> int:
 
     task = run(work(), go_on=lambda: _again(wanted, external_task_id))
     show_task(task, json=json)
-    if wanted.emulator:
-        return DONE  # the task and the recording are gone
-    if not task.is_done:
+    if not (task.is_done or wanted.emulator):
         say(f"Wait for it with: kling-voice wait {task.task_id}")
-    if wanted.voice_file is not None:
-        say("The recording stays in the bucket: let an expiry rule remove it there.")
     return DONE
 
 

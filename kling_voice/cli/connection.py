@@ -1,5 +1,6 @@
 """The client that a command works with: of the vendor, or of an emulator started for it."""
 
+import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -52,13 +53,24 @@ async def connected(
         return
     from kling_voice.emulator import Emulator
 
-    async with (
-        Emulator(task_seconds=_EMULATED_SECONDS, concurrency_limit=_EMULATED_LIMIT) as server,
-        KlingVoiceClient(
-            server.credentials,
-            base_url=server.base_url,
-            polling=_EMULATED_POLLING,
-            sample_host=bucket or server,
-        ) as kling,
-    ):
-        yield kling
+    logger = logging.getLogger("kling_voice")
+    if bucket is None:
+        logger.addFilter(_not_of_recordings)
+    try:
+        async with (
+            Emulator(task_seconds=_EMULATED_SECONDS, concurrency_limit=_EMULATED_LIMIT) as server,
+            KlingVoiceClient(
+                server.credentials,
+                base_url=server.base_url,
+                polling=_EMULATED_POLLING,
+                sample_host=bucket or server,
+            ) as kling,
+        ):
+            yield kling
+    finally:
+        logger.removeFilter(_not_of_recordings)
+
+
+def _not_of_recordings(record: logging.LogRecord) -> bool:
+    # Those that are left at the emulator end with it: there is nothing to warn of.
+    return record.module != "hosting"

@@ -58,7 +58,7 @@ def report(error: Exception, tell: Callable[[BaseException], str] | None = None)
 
 def in_words(error: BaseException) -> str:
     """Tell an error in the words of the command line."""
-    text = str(error) or type(error).__name__
+    text = _told(error)
     if isinstance(error, TaskFailedError):
         return text
     if isinstance(error, ConfigurationError | InvalidRequestError | SampleError):
@@ -94,19 +94,28 @@ def reason(error: BaseException, request: VoiceRequest, *, emulator: bool = Fals
         text = text.replace(
             f"external_task_id {own_id!r} is taken",
             f"the id made of its key {request.key!r} is taken",
-        ).replace("use another external_task_id", "give it another key")
+        )
+        text = text.replace("use another external_task_id", "give it another key")
+        text = text.replace("Use another external_task_id for another voice", "Give it another key")
     return text
 
 
 def in_batch(error: BaseException) -> str:
     """Tell an error in a batch's words: its ids are derived, and no option names one."""
     own_id = getattr(error, "external_task_id", None)
-    text = str(error) or type(error).__name__
+    text = _told(error)
     return (
         _without_id(text, error)
         .replace(f"call again with external_task_id={own_id!r}", "run the same command again")
         .replace("call again with the same id", "run the same command again")
     )
+
+
+def _told(error: BaseException) -> str:
+    text = str(error) or type(error).__name__
+    for words in ("check the connection, and ", "check "):
+        text = text.replace(f"{words}base_url", f"{words}KLING_BASE_URL")
+    return text
 
 
 def _without_id(text: str, error: BaseException) -> str:

@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from kling_voice.cli.problems import reason
 from kling_voice.cli.results import Line, ResultsFile
 from kling_voice.emulator import Emulator, Faults, recordings, running
+from kling_voice.errors import BadRequestError
+from kling_voice.models import VoiceRequest
 
 from .support import Here, Run, objects, results, until_results, write_csv
 
@@ -156,14 +159,9 @@ def test_renamed_row(here: Here, server: Emulator, tmp_path: Path) -> None:
         assert "done before" not in ended.err
         name, status, voice_id, reason = ended.out.splitlines()[1].split("\t")
         assert (name, status, voice_id) == ("Two", "not created", "")
-        assert reason.startswith(
-            "The vendor refused: the id made of its key 'k1' is taken by a task with another"
-            " voice_name"
-        )
-        assert reason.endswith(
-            " If a create with this id was sent in the last seconds, run the same command again,"
-            " since reads may lag; else give it another key. This call created no voice and nothing"
-            " is billed for it."
+        assert reason == (
+            "the id made of its key 'k1' is taken by a task with another voice_name. Give it"
+            " another key. This call created no voice and nothing is billed for it."
         )
         assert "external" not in ended.out + ended.err
         assert [line["voice_name"] for line in results(tmp_path / "g.results.jsonl")] == [
@@ -193,6 +191,22 @@ def test_taken_id_of_a_row(here: Here, server: Emulator, tmp_path: Path) -> None
         in (ended.out)
     )
     assert "--external-task-id" not in ended.out + ended.err
+
+
+def test_taken_id_of_a_key() -> None:
+    """A row whose id was made of its key is told of the key, and of the command."""
+    error = BadRequestError(
+        "external_task_id 'made' is taken by another task",
+        code=1201,
+        hint="If a create with this id was sent in the last seconds, call again with the same id,"
+        " since reads may lag; else use another external_task_id.",
+    )
+    error.external_task_id, error.outcome = "made", "not_created"
+    assert reason(error, VoiceRequest("Ada", video_id="1", key="k")) == (
+        "the id made of its key 'k' is taken by another task. If a create with this id was sent in"
+        " the last seconds, run the same command again, since reads may lag; else give it another"
+        " key. This call created no voice and nothing is billed for it."
+    )
 
 
 def test_unknown_outcome(here: Here, server: Emulator, tmp_path: Path) -> None:
