@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run(sys.argv[1:] if arguments is None else arguments)
     except ImportError as error:
         missing = (error.name or "").partition(".")[0]
-        if missing not in ("cyclopts", "rich", "tinytag"):
+        if missing not in ("cyclopts", "filelock", "rich", "tinytag"):
             raise
         sys.stderr.write(
             f"Error: the command line needs {missing}: pip install 'kling-voice[cli]'\n"

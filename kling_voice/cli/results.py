@@ -5,17 +5,20 @@ next run keeps the lines of voices that are done, drops the failures, which are 
 appends; so there is one line for each request in the end.
 """
 
+import hashlib
 import json
 import os
 import re
 import secrets
-import sys
+import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
 
 from kling_voice.cli.problems import UsageError
 from kling_voice.models import CloneResult
@@ -245,59 +248,26 @@ class ResultsFile:
 def alone(path: Path) -> Iterator[None]:
     """See that no other run writes a results file, from before it is read until the end.
 
-    What is locked is a file beside it, since it may be replaced itself. The system lifts the lock
-    of a run that is killed.
+    The lock is among the system's temporary files, so that nothing is left beside the results; the
+    system lifts it when a run is killed.
 
     Raises:
         UsageError: Another run is writing it.
     """
-    busy = UsageError(f"Another run is writing {path}: wait for it, or name another --output.")
-    lock = path.parent / f".{path.name}.lock"
+    digest = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]
+    lock = FileLock(Path(tempfile.gettempdir(), f"kling-voice-{digest}.lock"), timeout=0)
     try:
-        file = lock.open("ab")
-    except OSError:  # whether the results can be written at all is told by who writes them
+        lock.acquire()
+    except Timeout:
+        raise UsageError(
+            f"Another run is writing {path}: wait for it, or name another --output."
+        ) from None
+    except OSError:
+        pass  # where nothing can be locked, each run is taken to be alone
+    try:
         yield
-        return
-    with file:
-        try:
-            _lock(file)
-        except BlockingIOError:
-            raise busy from None
-        except OSError:
-            pass  # a file system without locks
-        if not _is_at(file, lock):
-            raise busy  # its run has just ended, and a third one may have made another
-        try:
-            yield
-        finally:
-            with suppress(OSError):  # Windows removes no file that is open; then it stays
-                lock.unlink()
-
-
-def _lock(file: BinaryIO) -> None:
-    """Lock a file for as long as it is open.
-
-    Raises:
-        BlockingIOError: Another process has locked it.
-    """
-    if sys.platform == "win32":  # pragma: no cover
-        import msvcrt
-
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError as error:
-            raise BlockingIOError from error
-    else:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _is_at(file: BinaryIO, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
+    finally:
+        lock.release()
 
 
 def load_results(path: Path) -> list[Line]:

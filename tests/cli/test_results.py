@@ -1,7 +1,7 @@
 """The results file: its lines, and what the next run makes of them."""
 
-import errno
 import json
+import os
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -319,58 +319,23 @@ def test_bad_path(tmp_path: Path, name: str) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["folder"]
 
 
-def locks(folder: Path) -> list[str]:
-    """Give the names of the locks in a folder."""
-    return [path.name for path in folder.glob(".*.lock")]
-
-
 def test_alone(tmp_path: Path) -> None:
-    """While a file is one run's, no other gets it; afterwards nothing tells that it was."""
+    """While a file is one run's, no other gets it, however it is named; nothing stays beside it."""
+    (tmp_path / "here").mkdir()
     path = tmp_path / "r.jsonl"
     for _ in range(2):
         with alone(path), alone(tmp_path / "other.jsonl"):
-            assert len(locks(tmp_path)) == 2
             with pytest.raises(UsageError, match=r"Another run is writing .*r\.jsonl: wait"):
-                alone(path).__enter__()
-    assert locks(tmp_path) == []
-
-
-def test_lock_of_a_run_that_was_killed(tmp_path: Path) -> None:
-    """A lock that nobody holds any more is no lock, and is cleared away."""
-    (tmp_path / ".r.jsonl.lock").touch()
-    with alone(tmp_path / "r.jsonl"):
-        pass
-    assert locks(tmp_path) == []
-
-
-@pytest.mark.parametrize("again", [False, True])
-def test_lock_that_has_just_been_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool
-) -> None:
-    """Who has locked a file that another run removed does not have the lock."""
-    path = tmp_path / ".r.jsonl.lock"
-
-    def lock(file: object) -> None:
-        path.rename(tmp_path / "removed")
-        if again:
-            path.touch()
-
-    monkeypatch.setattr("kling_voice.cli.results._lock", lock)
-    with pytest.raises(UsageError, match="Another run is writing"):
-        alone(tmp_path / "r.jsonl").__enter__()
+                alone(tmp_path / "here" / ".." / "r.jsonl").__enter__()
+            assert os.listdir(tmp_path) == ["here"]
 
 
 def test_where_nothing_can_be_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file system without locks, or a folder that takes no files, hinders no run."""
-
-    def lock(file: object) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    with alone(tmp_path / "none" / "r.jsonl"):
-        pass
-    monkeypatch.setattr("kling_voice.cli.results._lock", lock)
+    """A temporary folder that is missing, say, hinders no run."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "a-file" / "none"))
+    (tmp_path / "a-file").touch()
     with alone(tmp_path / "r.jsonl"):
-        pass
+        assert os.listdir(tmp_path) == ["a-file"]
 
 
 def test_unreadable(tmp_path: Path) -> None:
