@@ -15,7 +15,6 @@ from kling_voice.cli.connection import connected, host_url
 from kling_voice.cli.console import (
     clean,
     complain,
-    left_running,
     say,
     show,
     show_json,
@@ -40,12 +39,12 @@ T = TypeVar("T")
 _PAGE = 500  # tasks a request; the client asks for fewer where that is refused
 
 
-def run(work: Coroutine[Any, Any, T], *, go_on: Callable[[], str] = lambda: "") -> T:
+def run(work: Coroutine[Any, Any, T], *, go_on: str = "") -> T:
     """Run a command's coroutine.
 
     Args:
         work: The coroutine.
-        go_on: Tells, after Ctrl-C, how to go on.
+        go_on: How to go on after Ctrl-C.
 
     Raises:
         InterruptedCommandError: Ctrl-C ended it.
@@ -53,7 +52,7 @@ def run(work: Coroutine[Any, Any, T], *, go_on: Callable[[], str] = lambda: "") 
     try:
         return asyncio.run(work)
     except KeyboardInterrupt:
-        raise InterruptedCommandError(f"Interrupted. {go_on()}".strip()) from None
+        raise InterruptedCommandError(f"Interrupted. {go_on}".strip()) from None
 
 
 @frozen
@@ -131,14 +130,8 @@ def clone(wanted: Wanted, *, timeout: float | None, json: bool) -> int:
                 )
             return ended[-1] if ended else await kling.get_task(external_task_id)
 
-    with left_running() as left:
-
-        def go_on() -> str:
-            if left and not wanted.emulator:
-                return _wait_on(left[0])
-            return _again(wanted, external_task_id)
-
-        return _show_end(work(), go_on=go_on, json=json, emulator=wanted.emulator)
+    go_on = _again(wanted, external_task_id)
+    return _show_end(work(), go_on=go_on, json=json, emulator=wanted.emulator)
 
 
 def create(wanted: Wanted, *, json: bool) -> int:
@@ -159,7 +152,7 @@ def create(wanted: Wanted, *, json: bool) -> int:
                 external_task_id=external_task_id,
             )
 
-    task = run(work(), go_on=lambda: _again(wanted, external_task_id))
+    task = run(work(), go_on=_again(wanted, external_task_id))
     show_task(task, json=json)
     if not (task.is_done or wanted.emulator):
         say(f"Wait for it with: kling-voice wait {task.task_id}")
@@ -173,10 +166,6 @@ def _again(wanted: Wanted, external_task_id: str) -> str:
         f"Run the same command again with --external-task-id {external_task_id}; that cannot create"
         " it twice."
     )
-
-
-def _wait_on(task_id: str) -> str:
-    return f"The task goes on; wait on with: kling-voice wait {task_id}"
 
 
 def get(task_id: str, *, json: bool) -> int:
@@ -198,13 +187,14 @@ def wait(task_id: str, *, timeout: float | None, json: bool) -> int:
             with _watching(f"waiting for {task_id}") as tell:
                 return await kling.wait_for_task(task_id, timeout=timeout, on_update=tell)
 
-    return _show_end(work(), go_on=lambda: _wait_on(task_id), json=json)
+    go_on = f"The task goes on; wait on with: kling-voice wait {task_id}"
+    return _show_end(work(), go_on=go_on, json=json)
 
 
 def _show_end(
     work: Coroutine[Any, Any, VoiceTask],
     *,
-    go_on: Callable[[], str],
+    go_on: str,
     json: bool,
     emulator: bool = False,
 ) -> int:
@@ -261,7 +251,7 @@ def delete(voice_id: str, *, yes: bool, json: bool) -> int:
         async with connected() as kling:
             await kling.delete_voice(voice_id)
 
-    run(work(), go_on=lambda: "Run the same command again; deleting twice does no harm.")
+    run(work(), go_on="Run the same command again; deleting twice does no harm.")
     if json:
         show_json({"voice_id": voice_id, "deleted": True})
     else:
@@ -282,7 +272,7 @@ def download(task_id: str, path: Path, *, json: bool) -> int:
                 return task
             return await kling.download_trial(task.voice, path)
 
-    done = run(work(), go_on=lambda: "No file was left; run the same command again.")
+    done = run(work(), go_on="No file was left; run the same command again.")
     if isinstance(done, NotFoundError):
         status = report(done)
         say(

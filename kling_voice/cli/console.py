@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,6 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-_LOGGER = logging.getLogger("kling_voice")
 # What these rooms warn of is told by the commands themselves: retries, and a call cut short.
 _TOLD_ELSEWHERE = ("backoff", "transport", "creating", "client")
 
@@ -77,36 +75,12 @@ class _Notices(logging.Handler):
 @contextmanager
 def warnings_told() -> Iterator[None]:
     """Let the package's warnings appear on stderr, above a progress display if there is one."""
-    propagates = _LOGGER.propagate
-    _LOGGER.propagate = False
-    try:
-        with _handling(_Notices(logging.WARNING)):
-            yield
-    finally:
-        _LOGGER.propagate = propagates
-
-
-class _LeftRunning(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.task_ids: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.task_ids += re.findall(r"wait_for_task\('(.+?)'\)", record.getMessage())
-
-
-@contextmanager
-def left_running() -> Iterator[list[str]]:
-    """Note the ids of tasks that go on though a call was cut short; the client's log has them."""
-    noted = _LeftRunning()
-    with _handling(noted):
-        yield noted.task_ids
-
-
-@contextmanager
-def _handling(handler: logging.Handler) -> Iterator[None]:
-    _LOGGER.addHandler(handler)
+    logger = logging.getLogger("kling_voice")
+    notices, propagates = _Notices(logging.WARNING), logger.propagate
+    logger.addHandler(notices)
+    logger.propagate = False
     try:
         yield
     finally:
-        _LOGGER.removeHandler(handler)
+        logger.removeHandler(notices)
+        logger.propagate = propagates

@@ -541,8 +541,10 @@ async def test_interrupted_clone(environment: dict[str, str], server: Emulator) 
     told = await interrupted_clone(
         environment, until=lambda: any(call.startswith("GET") for call in list(server.requests))
     )
-    task_id = server.tasks[0].task_id
-    assert told == [f"Interrupted. The task goes on; wait on with: kling-voice wait {task_id}"]
+    assert told == [
+        "Interrupted. Run the same command again with --external-task-id"
+        f" {server.tasks[0].external_task_id}; that cannot create it twice."
+    ]
 
 
 async def test_interrupted_create(environment: dict[str, str], server: Emulator) -> None:
