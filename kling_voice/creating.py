@@ -212,8 +212,9 @@ class Creation:
             except NotFoundError:
                 if (left := until - time.monotonic()) <= 0:
                     raise
-            await self._transport.sleep(min(_LOOK_EVERY, left))
-            started = time.monotonic()
+            pause = min(_LOOK_EVERY, left)
+            started = time.monotonic() + pause
+            await self._transport.sleep(pause)
 
     def _ours(self, task: VoiceTask) -> VoiceTask:
         if protocol.fits(task, self.external_task_id, self._voice_name):

@@ -416,9 +416,8 @@ class TaskWatcher:
             if any(self._is_refuted(item, asked) for item in page):
                 _log.warning("The list shows what is long over; tasks are queried alone.")
                 self._list.failed(_now(), for_good=True)
-                for one in shown:
-                    if one.waiters:
-                        self._want(one, _now())
+                for watch in [each for each in shown if each.waiters]:
+                    self._want(watch, _now())
                 break
             here = 0
             for item in page:

@@ -988,6 +988,7 @@ class Stubborn(Source):
             if self.taken > 11:
                 with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.Event().wait()
+                await asyncio.sleep(0)
             yield request
 
 

@@ -420,6 +420,7 @@ async def test_a_frozen_list_starves_nobody(make_client: MakeClient) -> None:
             for i in range(40)
         ]
         emulator.list_frozen = True
+        assert emulator.list_frozen
         states = await asyncio.gather(*(kling.wait_for_task(task, timeout=30.0) for task in tasks))
         assert all(state.succeeded for state in states)
         emulator.list_frozen = False

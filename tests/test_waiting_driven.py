@@ -1600,6 +1600,19 @@ class TestFrozenList:
         assert all(state.succeeded for state in await asyncio.gather(*waits))
 
     @driven
+    async def test_whom_the_earlier_pages_showed_is_queried_alone_at_once(self) -> None:
+        """What the last page denies speaks against all the pages that were read before it."""
+        jobs = [job(f"t{i}", ends=3.0) for i in range(150)]
+        vendor = Vendor(jobs)
+        vendor.page_cap = 100
+        vendor.frozen = 0.0
+        watcher = watching(vendor)
+        last = watcher.wait(told("t149", "processing"), timeout=60.0)
+        await asyncio.gather(last, *(watcher.wait(f"t{i}", timeout=60.0) for i in range(149)))
+        assert now() <= 8.0  # lists are believed for 5 s
+        assert watcher.idle
+
+    @driven
     async def test_a_thaw_is_noticed(self) -> None:
         """A list that has thawed is of use again."""
         jobs = [job(f"t{i}", ends=9.0 if i < 10 else 300.5) for i in range(200)]
