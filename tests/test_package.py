@@ -101,7 +101,7 @@ async def main():
             voice = await kling.clone_voice("Ada", voice_url="https://example.com/ada.mp3")
             print(voice.voice_name)
 
-asyncio.run(main())
+asyncio.run(main(), debug=False)  # debug mode tells on stderr what took long
 """
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program, str(site)],
