@@ -24,6 +24,7 @@ from kling_voice import (
     TaskStatus,
     VoiceTask,
     WaitTimeoutError,
+    reading,
 )
 from kling_voice.emulator import ALL, TRANSIENT, Emulator, Fault, Faults
 
@@ -411,10 +412,13 @@ async def test_an_id_that_is_none(task: Any) -> None:
         assert caught.value.field == "task"
 
 
-async def test_a_frozen_list_starves_nobody(make_client: MakeClient) -> None:
+async def test_a_frozen_list_starves_nobody(
+    make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Waits end though a cache answers the list for ever with what it was before."""
-    async with Emulator(task_seconds=1.0) as emulator:
-        kling = make_client(emulator, polling=PollingPolicy(initial=0.5, maximum=0.5))
+    monkeypatch.setattr(reading, "_BEHIND", 0.3)
+    async with Emulator(task_seconds=0.5) as emulator:
+        kling = make_client(emulator, polling=PollingPolicy(initial=0.05, maximum=0.05))
         tasks = [
             await kling.create_voice(f"v{i}", voice_url="https://example.com/a.mp3")
             for i in range(40)

@@ -5,12 +5,10 @@ next run keeps the lines of voices that are done, drops the failures, which are 
 appends; so there is one line for each request in the end.
 """
 
-import hashlib
 import json
 import os
 import re
 import secrets
-import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from decimal import Decimal
@@ -248,16 +246,17 @@ class ResultsFile:
 def alone(path: Path) -> Iterator[None]:
     """See that no other run writes a results file, from before it is read until the end.
 
-    The lock is among the system's temporary files, so that nothing is left beside the results; the
-    system lifts it when a run is killed.
+    What is locked is a file beside it, since it may be replaced itself; the system lifts the lock
+    of a run that is killed.
 
     Raises:
         UsageError: Another run is writing it.
     """
-    digest = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]
-    lock = FileLock(Path(tempfile.gettempdir(), f"kling-voice-{digest}.lock"), timeout=0)
+    beside = path.parent / f".{path.name}.lock"
+    lock = FileLock(beside, timeout=0)
     try:
-        lock.acquire()
+        if path.parent.is_dir():  # else it would be made
+            lock.acquire()
     except Timeout:
         raise UsageError(
             f"Another run is writing {path}: wait for it, or name another --output."
@@ -267,6 +266,9 @@ def alone(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if lock.is_locked:
+            with suppress(OSError):  # Windows removes no file that is open
+                beside.unlink()
         lock.release()
 
 

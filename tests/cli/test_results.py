@@ -320,22 +320,32 @@ def test_bad_path(tmp_path: Path, name: str) -> None:
 
 
 def test_alone(tmp_path: Path) -> None:
-    """While a file is one run's, no other gets it, however it is named; nothing stays beside it."""
-    (tmp_path / "here").mkdir()
+    """While a file is one run's, no other gets it; afterwards nothing tells that it was."""
     path = tmp_path / "r.jsonl"
     for _ in range(2):
-        with alone(path), alone(tmp_path / "other.jsonl"):
-            with pytest.raises(UsageError, match=r"Another run is writing .*r\.jsonl: wait"):
-                alone(tmp_path / "here" / ".." / "r.jsonl").__enter__()
-            assert os.listdir(tmp_path) == ["here"]
+        with (
+            alone(path),
+            alone(tmp_path / "other.jsonl"),
+            pytest.raises(UsageError, match=r"Another run is writing .*r\.jsonl: wait"),
+        ):
+            alone(path).__enter__()
+        assert os.listdir(tmp_path) == []
 
 
-def test_where_nothing_can_be_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A temporary folder that is missing, say, hinders no run."""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "a-file" / "none"))
-    (tmp_path / "a-file").touch()
+def test_lock_of_a_run_that_was_killed(tmp_path: Path) -> None:
+    """A lock that nobody holds any more is no lock, and is cleared away."""
+    (tmp_path / ".r.jsonl.lock").touch()
     with alone(tmp_path / "r.jsonl"):
-        assert os.listdir(tmp_path) == ["a-file"]
+        assert os.listdir(tmp_path) == [".r.jsonl.lock"]
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["none/r.jsonl", "r.jsonl"])
+def test_where_nothing_can_be_locked(tmp_path: Path, name: str) -> None:
+    """A folder that is missing, or takes no lock, hinders no run: that is told elsewhere."""
+    (tmp_path / ".r.jsonl.lock").mkdir()
+    with alone(tmp_path / name):
+        assert os.listdir(tmp_path) == [".r.jsonl.lock"]
 
 
 def test_unreadable(tmp_path: Path) -> None:
