@@ -223,5 +223,7 @@ async def test_a_deaf_receiver_delays_no_other() -> None:
         for number in range(60):
             await api.create(callback_url=url if number < 40 else box.url)
         await box.until(60)
+        await until(lambda: api.emu.callbacks["delivered"] == 60)
+        assert api.emu.callbacks["failed"] == 0  # those at the other one still hang
     hangs.set()
     server.close()
