@@ -517,14 +517,19 @@ async def test_a_batch_that_is_left_tells_what_it_has_paid_for(
     def life(number: int) -> float:
         return 0.02 if number <= 4 else 5.0
 
+    seen: list[VoiceTask] = []
     caplog.set_level(logging.INFO, "kling_voice")
     with emulating(task_seconds=life) as emulator:
         async with (
             client_of(emulator) as kling,
-            aclosing(kling.clone_voices(requests(26), batch_id=batch_id)) as results,
+            aclosing(
+                kling.clone_voices(requests(26), batch_id=batch_id, on_update=seen.append)
+            ) as results,
         ):
             await anext(results)
-            await until(lambda: emulator.created == 26 and kling.slots.in_flight == 22)
+            # The client knows of all of them, and of the ends of four.
+            await until(lambda: len({task.task_id for task in seen}) == 26)
+            await until(lambda: kling.slots.in_flight == 22)
         (told,) = [line for line in caplog.records if "A batch was left" in line.getMessage()]
         assert "left with 25 voices" in told.getMessage()
         named = [one.task_id for one in emulator.tasks if one.task_id in told.getMessage()]
